@@ -1,0 +1,179 @@
+"""Events: their names, their envelope, and the log that keeps the latest and feeds subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+EventType = Literal[
+    "sandbox.created",
+    "sandbox.started",
+    "sandbox.paused",
+    "sandbox.resumed",
+    "sandbox.terminated",
+    "sandbox.error",
+    "exec.started",
+    "exec.completed",
+    "exec.streamed",
+    "exec.error",
+    "exec.timed_out",
+    "file.created",
+    "file.modified",
+    "file.read",
+    "file.deleted",
+    "file.error",
+    "port.exposed",
+    "port.closed",
+    "network.egress",
+    "resource.cpu",
+    "resource.memory",
+    "resource.disk",
+    "agent.thinking",
+    "agent.tool_call",
+    "agent.tool_result",
+    "agent.message",
+    "agent.error",
+    "cost.runtime",
+    "cost.llm",
+    "cost.storage",
+    "cost.total",
+]
+
+
+def now_iso() -> str:
+    """The current time as the API writes it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Event(BaseModel):
+    """The envelope of spec 1. `organization_id` routes an event to its tenant and never leaves the server."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+    id: str
+    timestamp: str
+    type: EventType
+    sandbox_id: str
+    run_id: str = ""
+    trace_id: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+    organization_id: str = Field(default="", exclude=True)
+
+
+class Subscription:
+    """One reader of the log: an async iterator over a bounded queue. A reader that falls behind loses the
+    oldest waiting events, and `dropped` counts them; it never slows the publisher."""
+
+    def __init__(self, wanted: Callable[[Event], bool], bound: int) -> None:
+        self._wanted = wanted
+        self._queue: deque[Event] = deque(maxlen=bound)
+        self._ready = asyncio.Event()
+        self._closed = False
+        self.dropped = 0
+
+    def offer(self, event: Event) -> None:
+        if not self._wanted(event):
+            return
+        if len(self._queue) == self._queue.maxlen:
+            self.dropped += 1
+        self._queue.append(event)
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the iteration once what is queued has been read."""
+        self._closed = True
+        self._ready.set()
+
+    async def next(self, timeout: float) -> Event | None:
+        """The next event, or None when `timeout` seconds pass without one. Raises StopAsyncIteration at the end."""
+        if not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._ready.wait()
+            except TimeoutError:
+                return None
+            if not self._queue:
+                raise StopAsyncIteration
+        return self._queue.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            try:
+                event = await self.next(timeout=3600.0)
+            except StopAsyncIteration:
+                return
+            if event is not None:
+                yield event
+
+
+#: How many events the log keeps for replay, and how many may wait for one slow reader.
+KEPT: Final = 10_000
+WAITING: Final = 10_000
+
+
+class EventLog:
+    """The latest events of this server, in order, with replay from an id. Used on one event loop only."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._subscriptions: set[Subscription] = set()
+        # Ids sort in order of publication, also across a restart of the server: milliseconds, then a counter.
+        self._epoch = int(datetime.now(UTC).timestamp() * 1000)
+        self._counter = itertools.count()
+
+    def publish(
+        self,
+        type: EventType,
+        sandbox_id: str,
+        data: dict[str, Any] | None = None,
+        *,
+        organization_id: str = "",
+        run_id: str = "",
+        trace_id: str = "",
+    ) -> Event:
+        event = Event(
+            id=f"evt_{self._epoch:012x}{next(self._counter):010x}",
+            timestamp=now_iso(),
+            type=type,
+            sandbox_id=sandbox_id,
+            data=data or {},
+            organization_id=organization_id,
+            run_id=run_id,
+            trace_id=trace_id,
+        )
+        self._events.append(event)
+        for subscription in tuple(self._subscriptions):
+            subscription.offer(event)
+        return event
+
+    def subscribe(
+        self, wanted: Callable[[Event], bool], *, after: str | None = None, bound: int = WAITING
+    ) -> Subscription:
+        """Start reading: events published from now on, preceded by the kept ones after the id `after`.
+
+        The caller owns the subscription and hands it to `unsubscribe` on every path.
+        """
+        subscription = Subscription(wanted, bound)
+        if after is not None:
+            for event in self._events:
+                if event.id > after:
+                    subscription.offer(event)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.close()
