@@ -1,0 +1,148 @@
+"""The host's side of runra-launcher: starts sandboxes and deletes trees without forking this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from runra.errors import RunraError
+
+BIN: Final = Path(__file__).parent / "bin"
+_ANSWER_BYTES: Final = 256
+_DEADLINE: Final = 30.0
+
+
+def binary(name: str) -> Path:
+    """The path of a compiled part. Raises INVALID_CONFIG with the cure when it was not built."""
+    path = BIN / name
+    if not path.exists():
+        raise RunraError(
+            "INVALID_CONFIG",
+            f"{name} was not built with this installation: apt-get install gcc libc6-dev, then reinstall runra[server]",
+            details={"path": str(path)},
+        )
+    return path
+
+
+class Launcher:
+    """One resident runra-launcher. When it dies it is started again; sandboxes are not its children's keepers."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._pid = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._spawned: dict[str, asyncio.Future[int]] = {}
+        self._exited: dict[int, asyncio.Future[int]] = {}
+        self._ids = itertools.count()
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._socket is not None:
+                return
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                theirs.set_inheritable(True)
+                # posix_spawn, not a fork of this big process; the launcher resets what it inherits.
+                self._pid = os.posix_spawn(
+                    binary("runra-launcher"),
+                    ["runra-launcher"],
+                    {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+                    file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
+                    setsid=True,
+                )
+            ours.setblocking(False)
+            self._socket = ours
+            self._reader = asyncio.create_task(self._read(ours, self._pid), name="launcher")
+
+    async def close(self) -> None:
+        """The launcher exits when its socket closes; what it started lives on."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def spawn(self, words: Sequence[str], fds: Sequence[int]) -> tuple[int, asyncio.Future[int]]:
+        """Start a program (launcher/stage.c has the words). Returns its pid and a future of its wait status."""
+        return await self._request("spawn", words, fds)
+
+    async def remove(self, path: Path) -> None:
+        """Delete a tree of any depth. Raises INTERNAL_ERROR when something is left; the deadline is 10 minutes."""
+        _, exited = await self._request("remove", [str(path)], [])
+        async with asyncio.timeout(600):
+            status = await exited
+        if status:
+            raise RunraError("INTERNAL_ERROR", f"could not delete {path}", details={"status": status})
+
+    async def _request(self, verb: str, words: Sequence[str], fds: Sequence[int]) -> tuple[int, asyncio.Future[int]]:
+        await self.start()
+        assert self._socket is not None
+        request = f"r{next(self._ids)}"
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._spawned[request] = answer
+        message = b"".join(os.fsencode(word) + b"\0" for word in (verb, request, *words))
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                await self._send(self._socket, message, fds)
+                pid = await answer
+        except (TimeoutError, OSError) as error:
+            raise RunraError("INTERNAL_ERROR", f"the launcher did not take a request: {error}") from error
+        finally:
+            self._spawned.pop(request, None)
+        return pid, self._exited[pid]
+
+    @staticmethod
+    async def _send(link: socket.socket, message: bytes, fds: Sequence[int]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                socket.send_fds(link, [message], fds)
+                return
+            except BlockingIOError:
+                writable = loop.create_future()
+                loop.add_writer(link, lambda: writable.done() or writable.set_result(None))
+                try:
+                    await writable
+                finally:
+                    loop.remove_writer(link)
+
+    async def _read(self, link: socket.socket, pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                answer = await loop.sock_recv(link, _ANSWER_BYTES)
+                if not answer:
+                    return
+                self._handle(answer.decode().split())
+        finally:
+            link.close()
+            self._socket = None
+            # Reap it; it exits as soon as its socket closes.
+            await asyncio.shield(asyncio.to_thread(os.waitpid, pid, 0))
+            lost = RunraError("INTERNAL_ERROR", "the launcher ended; the next request starts a new one")
+            for future in self._spawned.values():
+                if not future.done():
+                    future.set_exception(lost)
+            for exited in self._exited.values():
+                exited.cancel()
+            self._exited.clear()
+
+    def _handle(self, words: list[str]) -> None:
+        match words:
+            case ["spawned", request, pid]:
+                self._exited[int(pid)] = asyncio.get_running_loop().create_future()
+                waiting = self._spawned.get(request)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(int(pid))
+            case ["failed", request, number]:
+                waiting = self._spawned.get(request)
+                if waiting is not None and not waiting.done():
+                    waiting.set_exception(OSError(int(number), os.strerror(int(number))))
+            case ["exit", pid, status]:
+                exited = self._exited.pop(int(pid), None)
+                if exited is not None and not exited.done():
+                    exited.set_result(int(status))

@@ -1,0 +1,291 @@
+"""The node: creates this host's sandboxes, adopts those an earlier server left, and cleans up after each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from runra.contract import SandboxConfig, TerminationReason
+from runra.errors import RunraError
+from runra.events import EventLog, now_iso
+from runra.node import cgroups
+from runra.node.cgroups import Cgroup, Limits
+from runra.node.images import RootFilesystem, host
+from runra.node.isolation import Box, Isolation
+from runra.node.isolation.bubblewrap import Bubblewrap
+from runra.node.launcher import Launcher
+from runra.node.record import Record
+from runra.node.sandbox import Sandbox
+from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
+
+log = logging.getLogger(__name__)
+
+#: Where the network of every sandbox stands today: a namespace of its own with nothing but its loopback.
+_NO_NETWORK: Final = (
+    "this server gives sandboxes no network yet: leave network.egress out, or ask for "
+    '{"default": "deny"} with nothing allowed'
+)
+
+
+class Node:
+    """Owner of every sandbox on this host. `start` before use; after `close` the sandboxes live on."""
+
+    def __init__(self, settings: NodeSettings, events: EventLog) -> None:
+        self.settings = settings
+        self.events = events
+        #: Every sandbox that is not terminated, by id.
+        self.sandboxes: dict[str, Sandbox] = {}
+        #: After `start`: sandboxes an earlier server left that could not be adopted, and why they ended.
+        self.gone: dict[str, TerminationReason] = {}
+        #: Awaited after each transition and change, before the call that made it returns.
+        self.on_change: Callable[[Sandbox], Awaitable[None]] | None = None
+        self._launcher = Launcher()
+        self._hierarchies = cgroups.Hierarchies()
+        self._isolations: dict[str, Isolation] = {}
+        self._root = os.geteuid() == 0
+        self._taken: set[int] = set()
+        self._starts = asyncio.Semaphore(settings.concurrent_starts)
+        self._host_image: RootFilesystem | None = None
+        self._cleaning: set[asyncio.Task[None]] = set()
+
+    @property
+    def enforced(self) -> dict[str, bool]:
+        """Of each limit, whether this machine holds it."""
+        return {**self._hierarchies.enforced, "disk": False}
+
+    # --- start and stop ---
+
+    async def start(self) -> None:
+        """Prepare the data folder, adopt what lives, clean away what does not."""
+        for folder in (self.settings.sandboxes_dir, self.settings.images_dir, self._trash):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        self._hierarchies = cgroups.detect(self.settings.instance)
+        await self._launcher.start()
+        wall = Bubblewrap(self._launcher)
+        self._isolations = {wall.name: wall}
+        self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
+        await asyncio.gather(*(self._adopt(folder) for folder in self.settings.sandboxes_dir.iterdir()))
+        for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
+            stale = Cgroup(self._hierarchies, name)
+            stale.thaw()
+            stale.kill()
+            await self._quietly(stale.remove())
+        for folder in self._trash.iterdir():
+            self._clean(self._delete(folder))
+
+    async def close(self) -> None:
+        """Let go of everything; finishes the cleaning under way, within a minute."""
+        await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
+        await self.settled()
+        await self._launcher.close()
+        if not self.sandboxes:
+            cgroups.remove_roots(self._hierarchies)
+
+    async def settled(self, timeout: float = 60.0) -> None:
+        """Wait until what terminated sandboxes left is cleaned away."""
+        if self._cleaning:
+            await asyncio.wait(self._cleaning, timeout=timeout)
+
+    async def _adopt(self, folder: Path) -> None:
+        try:
+            record = Record.load(folder)
+        except (OSError, ValueError) as error:
+            log.warning("nothing to adopt in %s: %s", folder, error)
+            self.gone[folder.name] = "error"
+            await self._discard(folder, Cgroup(self._hierarchies, folder.name))
+            return
+        sandbox = self._sandbox(record, folder)
+        try:
+            if record.state not in ("running", "paused"):
+                raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
+            await sandbox.adopt()
+        except (RunraError, OSError) as error:
+            self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"
+            log.warning("sandbox %s cannot be adopted: %s", record.id, error)
+            await sandbox.abandon(self.gone[record.id])
+            return
+        self.sandboxes[record.id] = sandbox
+        if record.first_id is not None:
+            self._taken.add(record.first_id)
+
+    # --- create ---
+
+    async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
+        """Start a sandbox; returns when it is running.
+
+        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, RESOURCE_EXHAUSTED when it is
+        full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens nothing half made stays.
+        """
+        isolation = self._check(config)
+        if len(self.sandboxes) >= self.settings.max_sandboxes:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"this server holds {len(self.sandboxes)} sandboxes, its most; terminate some or try later",
+                details={"maxSandboxes": self.settings.max_sandboxes},
+            )
+        record = Record(
+            id=sandbox_id,
+            organization_id=organization_id,
+            config=config,
+            state="creating",
+            isolation=isolation.name,
+            created_at=now_iso(),
+            first_id=self._take_ids() if self._root else None,
+        )
+        sandbox = self._sandbox(record, self.settings.sandboxes_dir / sandbox_id)
+        self.sandboxes[sandbox_id] = sandbox
+        self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
+        try:
+            async with asyncio.timeout(self.settings.start_timeout), self._starts:
+                await self._start(sandbox, isolation)
+        except BaseException as error:
+            sandbox.cgroup.kill()
+            await sandbox.abandon("error")
+            if isinstance(error, TimeoutError):
+                raise RunraError(
+                    "RESOURCE_EXHAUSTED",
+                    f"the sandbox did not start within {self.settings.start_timeout:.0f} s; try again",
+                ) from None
+            raise
+        return sandbox
+
+    def _check(self, config: SandboxConfig) -> Isolation:
+        if config.image != "host":
+            raise RunraError(
+                "INVALID_REQUEST",
+                f"no image {config.image!r} on this server; 'host' is there",
+                details={"field": "image", "value": config.image},
+            )
+        egress = config.network.egress if config.network else None
+        if egress is not None and (egress.allow or egress.default == "allow"):
+            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
+        if config.network and config.network.ingress and config.network.ingress.allow_ports:
+            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
+        isolation = self._isolations.get(config.isolation or self.settings.isolation)
+        if isolation is None:
+            raise RunraError(
+                "INVALID_CONFIG",
+                f"no isolation {config.isolation!r} here; there is {', '.join(self._isolations)}",
+                details={"field": "isolation", "value": config.isolation},
+            )
+        return isolation
+
+    async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
+        record, folder = sandbox.record, sandbox.folder
+        assert self._host_image is not None
+        folder.mkdir(mode=0o700)
+        record.save(folder)
+        limits = record.config.resources
+        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
+        with _listen(sandbox.socket_path) as listen:
+            box = Box(record.id, folder, self._host_image, sandbox.cgroup, listen, record.first_id)
+            isolation.prepare(box)
+            _seed(folder / "upper0", record.id)
+            pid = await isolation.start(box)
+        await sandbox.started(pid)
+
+    def _sandbox(self, record: Record, folder: Path) -> Sandbox:
+        assert self._host_image is not None
+        return Sandbox(
+            record,
+            folder,
+            Cgroup(self._hierarchies, record.id),
+            events=self.events,
+            enforced=self.enforced,
+            image_env=dict(self._host_image.env),
+            can_freeze=self._hierarchies.can_freeze,
+            on_change=self._changed,
+            on_gone=self._gone,
+        )
+
+    def _take_ids(self) -> int:
+        # Anywhere in the range: two servers on one machine then hardly ever hand out the same ids.
+        for _ in range(1000):
+            slot = random.randrange(self.settings.id_ranges)  # noqa: S311 - no secret
+            first = self.settings.first_id + slot * IDS_PER_SANDBOX
+            if first not in self._taken:
+                self._taken.add(first)
+                return first
+        raise RunraError("RESOURCE_EXHAUSTED", "no free range of user ids; terminate some sandboxes")
+
+    async def _changed(self, sandbox: Sandbox) -> None:
+        if self.on_change is not None:
+            await self.on_change(sandbox)
+
+    # --- clean-up ---
+
+    @property
+    def _trash(self) -> Path:
+        return self.settings.data_dir / "trash"
+
+    def _gone(self, sandbox: Sandbox) -> None:
+        self.sandboxes.pop(sandbox.id, None)
+        if sandbox.record.first_id is not None:
+            self._taken.discard(sandbox.record.first_id)
+        self._clean(self._discard(sandbox.folder, sandbox.cgroup))
+
+    async def _discard(self, folder: Path, cgroup: Cgroup) -> None:
+        cgroup.thaw()
+        cgroup.kill()
+        await self._quietly(cgroup.remove())
+        aside = self._trash / f"{folder.name}-{secrets.token_hex(4)}"
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(aside)
+            await self._delete(aside)
+
+    async def _delete(self, folder: Path) -> None:
+        await self._quietly(self._launcher.remove(folder))
+
+    def _clean(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="clean-up")
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+
+    @staticmethod
+    async def _quietly(work: Awaitable[None]) -> None:
+        """What cannot be cleaned now is tried again at the next start; the log says so."""
+        try:
+            await work
+        except (RunraError, OSError, TimeoutError, asyncio.CancelledError) as error:
+            log.warning("left for the next start: %s", error)
+
+
+def _listen(path: Path) -> socket.socket:
+    """The agent's listening socket. Its folder is opened first: a socket address holds 108 bytes, a path may not."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        listening.bind(f"/proc/self/fd/{folder}/{path.name}")
+        path.chmod(0o600)
+        listening.listen(8)
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.close(folder)
+    return listening
+
+
+def _seed(upper: Path, sandbox_id: str) -> None:
+    """Give a sandbox its own identity, in its own layer: nothing of the host's, nothing of a neighbour's."""
+    name = sandbox_id.removeprefix("sb_")
+    etc = upper / "etc"
+    etc.mkdir()
+    etc.chmod(0o755)
+    files = {
+        "hostname": f"{name}\n",
+        "hosts": f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost\n",
+        "machine-id": f"{secrets.token_hex(16)}\n",
+    }
+    for file, text in files.items():
+        (etc / file).write_text(text)
+        (etc / file).chmod(0o644)

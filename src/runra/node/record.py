@@ -1,0 +1,54 @@
+"""What the node remembers of a sandbox on disk, so that the next server on this host can adopt it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from runra.contract import SandboxConfig, SandboxState, TerminationReason
+
+
+class Record(BaseModel):
+    """One sandbox's `state.json`. It need not survive the machine, only the server: no process outlives a reboot."""
+
+    id: str
+    organization_id: str
+    config: SandboxConfig
+    state: SandboxState
+    isolation: str
+    created_at: str
+    started_at: str | None = None
+    paused_at: str | None = None
+    terminated_at: str | None = None
+    termination_reason: TerminationReason | None = None
+    first_id: int | None = None
+    #: The agent on the host: its pid, and its start time in clock ticks since boot, which tells it from a later
+    #: process with the same pid.
+    pid: int = 0
+    pid_started: int = 0
+    #: Time spent running before the present stretch, and when that began (Unix milliseconds).
+    ran_ms: int = 0
+    running_since_ms: int = 0
+    paused_since_ms: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Replace `state.json` in one step."""
+        fresh = folder / ".state.json.new"
+        fresh.write_text(self.model_dump_json())
+        fresh.rename(folder / "state.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Raises OSError or ValueError when there is none, or none that can be read."""
+        return cls.model_validate_json((folder / "state.json").read_text(), context={"client": True})
+
+
+def process_start(pid: int) -> int:
+    """Start time of a process in clock ticks since boot (proc(5), stat field 22); 0 when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,469 @@
+"""One sandbox's life: creating → running ⇄ paused → terminated, each transition exactly once.
+
+Transitions hold `_turn` and run in tasks of their own: a caller that goes away (a closed HTTP connection) never
+leaves one half done. Time limits count here: `timeoutMs` of running time, `idleTimeoutMs` without activity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from runra.contract import SandboxInfo, SandboxPatch, TerminationReason
+from runra.errors import RunraError, not_found
+from runra.events import EventLog, EventType, now_iso
+from runra.node.agent.link import AgentLink
+from runra.node.agent.types import AgentLost
+from runra.node.cgroups import Cgroup
+from runra.node.freezer import continue_tree, stop_tree
+from runra.node.record import Record, process_start
+
+log = logging.getLogger(__name__)
+
+#: Seconds the kernel may take to end a killed sandbox's process 1.
+_KILL_TIMEOUT: Final = 10.0
+#: While a background process keeps an idle sandbox busy, look again after at most so many seconds.
+_BUSY_RECHECK: Final = 5.0
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Sandbox:
+    """A live sandbox. `Node` makes it, `on_gone` gives its folder and cgroups back when it is terminated."""
+
+    def __init__(
+        self,
+        record: Record,
+        folder: Path,
+        cgroup: Cgroup,
+        *,
+        events: EventLog,
+        enforced: dict[str, bool],
+        image_env: dict[str, str],
+        can_freeze: bool,
+        on_change: Callable[[Sandbox], Awaitable[None]],
+        on_gone: Callable[[Sandbox], None],
+    ) -> None:
+        self.record = record
+        self.folder = folder
+        self.cgroup = cgroup
+        self._events = events
+        self._enforced = enforced
+        self._image_env = image_env
+        self._can_freeze = can_freeze
+        self._on_change = on_change
+        self._on_gone = on_gone
+        self._turn = asyncio.Lock()
+        self._link: AgentLink | None = None
+        self._linking = asyncio.Lock()
+        self._pidfd = -1
+        self._died = asyncio.Event()
+        self._users = 0
+        self._last_activity = time.monotonic()
+        self._lifetime: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- what it is ---
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def organization_id(self) -> str:
+        return self.record.organization_id
+
+    @property
+    def config(self) -> Any:
+        return self.record.config
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What every command starts with: the image's environment under the create's."""
+        return {**self._image_env, **self.record.config.env}
+
+    @property
+    def socket_path(self) -> Path:
+        return self.folder / "agent.sock"
+
+    def info(self) -> SandboxInfo:
+        record, config = self.record, self.record.config
+        return SandboxInfo(
+            id=record.id,
+            organization_id=record.organization_id,
+            state=record.state,
+            image=config.image,
+            resources=config.resources.model_dump(by_alias=True),
+            env=config.env,
+            workdir=config.workdir,
+            timeout_ms=config.timeout_ms,
+            idle_timeout_ms=config.idle_timeout_ms,
+            metadata=config.metadata,
+            # No sandbox has a network yet; what is shown is what holds.
+            network={"egress": {"allow": [], "default": "deny"}},
+            auto_resume=config.auto_resume,
+            isolation=record.isolation,
+            enforced=self._enforced,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            paused_at=record.paused_at,
+            terminated_at=record.terminated_at,
+            termination_reason=record.termination_reason,
+        )
+
+    def ran_ms(self) -> int:
+        """Time spent running so far, in ms; paused time does not count."""
+        present = _now_ms() - self.record.running_since_ms if self.record.state == "running" else 0
+        return self.record.ran_ms + max(0, present)
+
+    def oom_kills(self) -> int:
+        """How often the kernel killed one of its processes for want of memory."""
+        try:
+            return self.cgroup.oom_kills()
+        except OSError:  # gone in the meantime
+            return 0
+
+    async def metrics(self) -> dict[str, Any]:
+        """cpuMs, memoryBytes, processes and diskBytes as far as this machine measures them, and ranMs."""
+        found: dict[str, Any] = {"ranMs": self.ran_ms(), "oomKills": self.oom_kills()}
+        with contextlib.suppress(OSError):
+            found.update(self.cgroup.usage())
+        found["diskBytes"] = await asyncio.to_thread(_disk_bytes, self.folder)
+        found["limits"] = self.record.config.resources.model_dump(by_alias=True)
+        return found
+
+    # --- the agent ---
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[AgentLink]:
+        """The agent of a running sandbox; as long as it is held the sandbox is active.
+
+        A paused sandbox is resumed first when it was created with `autoResume`. Raises INVALID_STATE otherwise.
+        """
+        self._users += 1
+        try:
+            if self.record.state == "paused" and self.record.config.auto_resume:
+                await self.resume()
+            self._require_running()
+            try:
+                yield await self._agent()
+            except AgentLost as lost:
+                raise self._explain(lost) from lost
+        finally:
+            self._users -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """A moment of activity: the idle time starts again."""
+        self._last_activity = time.monotonic()
+
+    def _require_running(self) -> None:
+        if self.record.state == "terminated":
+            raise self._ended()
+        if self.record.state != "running":
+            raise RunraError(
+                "INVALID_STATE",
+                f"sandbox {self.id} is {self.record.state}; resume it first, or create it with autoResume",
+                details={"sandboxId": self.id, "state": self.record.state},
+            )
+
+    def _ended(self) -> RunraError:
+        reason = self.record.termination_reason
+        return RunraError(
+            "INVALID_STATE",
+            f"sandbox {self.id} is terminated (reason: {reason})",
+            details={"sandboxId": self.id, "state": "terminated", "terminationReason": reason},
+        )
+
+    def _explain(self, lost: AgentLost) -> RunraError:
+        return self._ended() if self.record.state == "terminated" else lost
+
+    async def _agent(self) -> AgentLink:
+        if self._link is not None and not self._link.closed:
+            return self._link
+        async with self._linking:
+            if self._link is None or self._link.closed:
+                self._link = await AgentLink.connect(self.socket_path)
+            return self._link
+
+    # --- start and adoption ---
+
+    async def started(self, pid: int) -> None:
+        """The wall stands: watch process 1, greet the agent, and call it running."""
+        record = self.record
+        self._watch(pid)
+        record.pid, record.pid_started = pid, process_start(pid)
+        link = await self._agent()
+        if record.config.workdir != "/workspace":
+            await link.files.mkdir(record.config.workdir, recursive=True)
+        record.started_at = now_iso()
+        self._run_from_now()
+        await self._changed("sandbox.started", {})
+
+    async def adopt(self) -> None:
+        """Take over a sandbox that an earlier server left. Raises when it is not what its record says."""
+        record = self.record
+        if not record.pid or process_start(record.pid) != record.pid_started:
+            raise not_found(record.id)
+        self._watch(record.pid)
+        if process_start(record.pid) != record.pid_started:
+            raise not_found(record.id)
+        if record.state == "paused":
+            await self._freeze()  # the crash may have come between the decision and the deed
+        else:
+            self._thaw()
+            await self._agent()
+            self._arm()
+
+    def _watch(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_death)
+
+    def _on_death(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._died.set()
+        if self.record.state != "terminated":
+            self._go(self.terminate("oom" if self.oom_kills() else "error"))
+
+    # --- transitions ---
+
+    async def pause(self) -> None:
+        """Stop every process and keep everything. Pausing a paused sandbox is fine; INVALID_STATE once terminated."""
+        await self._own(self._pause("user"))
+
+    async def _pause(self, reason: str, only_if: Callable[[], bool] = lambda: True) -> None:
+        async with self._turn:
+            record = self.record
+            if record.state == "paused" or not only_if():
+                return
+            self._require_running()
+            await self._freeze()
+            runtime = self.ran_ms()
+            record.ran_ms, record.state = runtime, "paused"
+            record.paused_at, record.paused_since_ms = now_iso(), _now_ms()
+            self._disarm()
+            await self._changed("sandbox.paused", {"runtimeDurationMs": runtime, "reason": reason})
+            self._go(asyncio.to_thread(self.cgroup.reclaim))
+
+    async def resume(self) -> None:
+        """Let it run on. Resuming a running sandbox is fine; INVALID_STATE once terminated."""
+        await self._own(self._resume())
+
+    async def _resume(self) -> None:
+        async with self._turn:
+            record = self.record
+            if record.state == "running":
+                return
+            if record.state == "terminated":
+                raise self._ended()
+            paused = _now_ms() - record.paused_since_ms
+            record.paused_at = None
+            self._thaw()
+            self._run_from_now()
+            await self._changed("sandbox.resumed", {"pausedDurationMs": paused})
+
+    async def terminate(self, reason: TerminationReason = "user") -> None:
+        """End it: every process is dead when this returns, its files are deleted in the background. Idempotent.
+
+        Raises INTERNAL_ERROR when the kernel did not end it within 10 s; it may then be called again.
+        """
+        await self._own(self._terminate(reason))
+
+    async def _terminate(self, reason: TerminationReason, only_if: Callable[[], bool] = lambda: True) -> None:
+        async with self._turn:
+            record = self.record
+            if record.state == "terminated" or not only_if():
+                return
+            runtime = self.ran_ms()
+            await self._kill()
+            record.ran_ms, record.state = runtime, "terminated"
+            record.terminated_at, record.termination_reason = now_iso(), reason
+            self._disarm()
+            if self._link is not None:
+                await self._link.close()
+            await self._changed("sandbox.terminated", {"reason": reason, "totalRuntimeMs": runtime})
+            self._on_gone(self)
+
+    async def update(self, patch: SandboxPatch) -> None:
+        """Change limits of time or metadata; a lifetime already used up ends the sandbox at once."""
+        async with self._turn:
+            if self.record.state == "terminated":
+                raise self._ended()
+            changes = {name: getattr(patch, name) for name in patch.model_fields_set}
+            self.record.config = self.record.config.model_copy(update=changes)
+            self.touch()
+            if self.record.state == "running":
+                self._arm()
+            await self._save()
+
+    async def release(self) -> None:
+        """Let go of it without ending it: the server stops, the sandbox lives on."""
+        self._disarm()
+        if self._pidfd >= 0 and not self._died.is_set():
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+        if self._link is not None:
+            await self._link.close()
+        if self._tasks:  # a transition under way is finished first
+            _, late = await asyncio.wait(self._tasks, timeout=_KILL_TIMEOUT)
+            for task in late:
+                task.cancel()
+        self._close_pidfd()
+
+    async def abandon(self, reason: TerminationReason) -> None:
+        """End what never ran or cannot be adopted, with its event and its reason."""
+        await self._own(self._terminate(reason))
+
+    # --- the parts of a transition ---
+
+    async def _freeze(self) -> None:
+        if self._can_freeze:
+            await self.cgroup.freeze()
+        else:
+            await stop_tree(self.record.pid)
+
+    def _thaw(self) -> None:
+        if self._can_freeze:
+            self.cgroup.thaw()
+        else:
+            continue_tree(self.record.pid)
+
+    async def _kill(self) -> None:
+        if self._pidfd >= 0 and not self._died.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self.cgroup.thaw()  # a v1 freezer holds even SIGKILL back
+            try:
+                async with asyncio.timeout(_KILL_TIMEOUT):
+                    await self._died.wait()
+            except TimeoutError:
+                raise RunraError(
+                    "INTERNAL_ERROR",
+                    f"sandbox {self.id} was killed but is not gone after {_KILL_TIMEOUT:.0f} s; terminate it again",
+                    retryable=True,
+                ) from None
+        self.cgroup.kill()
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _run_from_now(self) -> None:
+        self.record.state = "running"
+        self.record.running_since_ms = _now_ms()
+        self.touch()
+        self._arm()
+
+    async def _save(self) -> None:
+        self.record.save(self.folder)
+        await self._on_change(self)
+
+    async def _changed(self, event: EventType, data: dict[str, Any]) -> None:
+        await self._save()
+        self._events.publish(event, self.id, data, organization_id=self.organization_id)
+
+    # --- timers ---
+
+    def _arm(self) -> None:
+        self._disarm()
+        loop = asyncio.get_running_loop()
+        left = max(0, self.record.config.timeout_ms - self.ran_ms()) / 1000
+        self._lifetime = loop.call_later(left, lambda: self._go(self._end_of_life()))
+        self._idle = loop.call_later(self._idle_left(), self._check_idle)
+
+    def _disarm(self) -> None:
+        for timer in (self._lifetime, self._idle):
+            if timer is not None:
+                timer.cancel()
+        self._lifetime = self._idle = None
+
+    async def _end_of_life(self) -> None:
+        # The deadline may have been moved while this waited for its turn.
+        await self._terminate("timeout", lambda: self.ran_ms() >= self.record.config.timeout_ms - 1)
+
+    def _idle_left(self) -> float:
+        left: float = self._last_activity + self.record.config.idle_timeout_ms / 1000 - time.monotonic()
+        return max(0.0, left)
+
+    def _check_idle(self) -> None:
+        """The idle time may be over; activity since only moved `_last_activity`, which is cheaper than a timer."""
+        loop = asyncio.get_running_loop()
+        idle: float = self.record.config.idle_timeout_ms / 1000
+        if self._users:
+            self._idle = loop.call_later(min(idle, _BUSY_RECHECK), self._check_idle)
+        elif (left := self._idle_left()) > 0:
+            self._idle = loop.call_later(left, self._check_idle)
+        else:
+            self._go(self._pause_if_idle(min(idle, _BUSY_RECHECK)))
+
+    async def _pause_if_idle(self, recheck: float) -> None:
+        """Nobody holds it; but a background process is work, too, and its end the last activity."""
+        try:
+            processes = await (await self._agent()).processes()
+        except AgentLost as lost:
+            log.warning("sandbox %s: pausing it without a word from its agent: %s", self.id, lost)
+            processes = []
+        if any(process.exit is None for process in processes):
+            self.touch()
+        else:
+            ended = max((process.exit.ended_at_ms for process in processes if process.exit), default=0)
+            since = (_now_ms() - ended) / 1000
+            self._last_activity = max(self._last_activity, time.monotonic() - max(0.0, since))
+        if self._users or self._idle_left() > 0:
+            self._idle = asyncio.get_running_loop().call_later(
+                recheck if self._users else min(recheck, max(self._idle_left(), 0.05)), self._check_idle
+            )
+            return
+        await self._pause("idle", lambda: not self._users and self._idle_left() <= 0)
+
+    # --- tasks of its own ---
+
+    def _go(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, name=f"sandbox {self.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._events.publish(
+                "sandbox.error", self.id, {"message": str(error)}, organization_id=self.organization_id
+            )
+            log.warning("sandbox %s: %s", self.id, error)
+
+    async def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a transition to its end even when the caller is cancelled."""
+        task = asyncio.create_task(work, name=f"sandbox {self.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """What the sandbox wrote, in bytes on disk; folders that vanish meanwhile count nothing."""
+    total = 0
+    waiting = [str(folder)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+    return total

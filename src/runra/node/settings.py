@@ -1,0 +1,44 @@
+"""What an operator may set for this host's sandboxes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+#: Ids each sandbox owns outside: its root is the first, nobody's otherwise. One range per sandbox, so that two
+#: sandboxes never share a uid, a keyring or a per-uid limit.
+IDS_PER_SANDBOX: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """`data_dir` holds everything this node writes; two nodes never share one."""
+
+    data_dir: Path
+    isolation: str = "bubblewrap"
+    #: The sub-uid ranges handed out begin here; the defaults stay clear of /etc/subuid's usual ranges and of 2^31.
+    first_id: int = 0x2000_0000
+    id_ranges: int = 16_384
+    #: Processes and threads in one sandbox, its agent included.
+    max_pids: int = 4096
+    #: Sandboxes that may be starting at once; more wait their turn (spec 7, 2c: throughput falls under a burst).
+    concurrent_starts: int = 8
+    #: Seconds a sandbox may take to start before it is given up and cleaned away.
+    start_timeout: float = 30.0
+    #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
+    max_sandboxes: int = 2000
+
+    @property
+    def sandboxes_dir(self) -> Path:
+        return self.data_dir / "sandboxes"
+
+    @property
+    def images_dir(self) -> Path:
+        return self.data_dir / "images"
+
+    @property
+    def instance(self) -> str:
+        """A short name for this node, the same after a restart: it keeps our cgroups apart from other nodes'."""
+        return hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:8]
