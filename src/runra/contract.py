@@ -106,7 +106,7 @@ _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 def _image(value: str) -> str:
     if not _IMAGE.fullmatch(value) or ".." in value or "//" in value:
-        raise ValueError(f"{value[:80]!r} is not an image name, such as 'host', 'python:3.12' or 'registry:5000/team/app:tag'")
+        raise ValueError(f"{value[:80]!r} is not an image name such as 'host' or 'python:3.12'")
     return value
 
 

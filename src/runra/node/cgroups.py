@@ -162,16 +162,15 @@ class Cgroup:
     async def freeze(self, timeout: float = 10.0) -> None:
         """Stop every process of the sandbox; returns when all stand still. INTERNAL_ERROR (and thawed) if not."""
         if group := self._v2():
-            (group / "cgroup.freeze").write_text("1")
-            frozen = lambda: "frozen 1" in (group / "cgroup.events").read_text()  # noqa: E731
+            order, state, wanted = (group / "cgroup.freeze", "1"), group / "cgroup.events", "frozen 1"
         elif group := self._v1("freezer"):
-            (group / "freezer.state").write_text("FROZEN")
-            frozen = lambda: (group / "freezer.state").read_text().strip() == "FROZEN"  # noqa: E731
+            order, state, wanted = (group / "freezer.state", "FROZEN"), group / "freezer.state", "FROZEN"
         else:
             raise RunraError("INVALID_STATE", "this machine has no freezer we may use: see `runra doctor`")
+        order[0].write_text(order[1])
         deadline = time.monotonic() + timeout
         pause = 0.0002
-        while not frozen():
+        while wanted not in state.read_text().splitlines():
             if time.monotonic() > deadline:
                 self.thaw()
                 raise RunraError("INTERNAL_ERROR", "the sandbox's processes did not stop in time; it runs on")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
+from runra.node.waiting import writable
 
 BIN: Final = Path(__file__).parent / "bin"
 _ANSWER_BYTES: Final = 256
@@ -97,18 +98,12 @@ class Launcher:
 
     @staticmethod
     async def _send(link: socket.socket, message: bytes, fds: Sequence[int]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 socket.send_fds(link, [message], fds)
                 return
             except BlockingIOError:
-                writable = loop.create_future()
-                loop.add_writer(link, lambda: writable.done() or writable.set_result(None))
-                try:
-                    await writable
-                finally:
-                    loop.remove_writer(link)
+                await writable(link.fileno())
 
     async def _read(self, link: socket.socket, pid: int) -> None:
         loop = asyncio.get_running_loop()

@@ -39,7 +39,8 @@ _ETC_FILES: Final = {
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     ),
     "group": "root:x:0:\ndaemon:x:1:\ntty:x:5:\nusers:x:100:\nuser:x:1000:\nnogroup:x:65534:\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+    "nsswitch.conf": "".join(f"{name}: files\n" for name in ("passwd", "group", "shadow", "services", "protocols"))
+    + "hosts: files dns\n",
     "localtime": None,
     "timezone": "Etc/UTC\n",
 }
@@ -54,11 +55,12 @@ def _python_prefix() -> Path | None:
 def _merged_usr_links() -> dict[str, str]:
     """/bin, /lib… as the host has them: links into /usr on a merged-/usr system."""
     names = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-    return {name: os.readlink(f"/{name}") for name in names if Path("/", name).is_symlink()}
+    return {name: str(Path("/", name).readlink()) for name in names if Path("/", name).is_symlink()}
 
 
 def _unmerged() -> list[Path]:
-    return [path for name in ("bin", "sbin", "lib", "lib64") if (path := Path("/", name)).is_dir() and not path.is_symlink()]
+    folders = (Path("/", name) for name in ("bin", "sbin", "lib", "lib64"))
+    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 def _build(root: Path) -> None:

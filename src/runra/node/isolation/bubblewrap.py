@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from runra.errors import RunraError
 from runra.node.isolation import Box
 from runra.node.launcher import Launcher, binary
 from runra.node.settings import IDS_PER_SANDBOX
+from runra.node.waiting import read_all
 
 #: Where the launcher shows the wall's sources (launcher/stage.c).
 _STAGE: Final = "/mnt"
@@ -116,7 +118,7 @@ class Bubblewrap:
         key = key or source
         if key not in self._idmapped:
             words = ["ids", str(first_id), str(IDS_PER_SANDBOX), "mount", "idmap", str(source), "probe"]
-            with open(os.devnull, "rb+", buffering=0) as null:
+            with _null() as null:
                 _, exited = await self._launcher.spawn([*words, "--", "/bin/true"], [null.fileno()] * 3)
             async with asyncio.timeout(_START_TIMEOUT):
                 self._idmapped[key] = await exited == 0
@@ -124,10 +126,7 @@ class Bubblewrap:
 
     def _arguments(self, box: Box, *, staged: bool) -> list[str]:
         folder = f"{_STAGE}/box" if staged else str(box.folder)
-        if staged:
-            arguments = ["--userns", str(_USERNS_FD)]
-        else:
-            arguments = ["--unshare-user", "--disable-userns"]
+        arguments = ["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"]
         arguments += ["--uid", "0", "--gid", "0", "--info-fd", str(_INFO_FD)]
         arguments += [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]
         arguments += ["--hostname", box.id.removeprefix("sb_")]
@@ -146,19 +145,19 @@ class Bubblewrap:
         errors, errors_theirs = os.pipe()
         info, info_theirs = os.pipe()
         try:
-            with open(os.devnull, "rb+", buffering=0) as null:
+            with _null() as null:
                 fds = [null.fileno(), null.fileno(), errors_theirs, info_theirs, box.listen.fileno()]
                 await self._launcher.spawn(words, fds)
             os.close(info_theirs)
             info_theirs = -1
-            report = await _read_all(info, _START_TIMEOUT)
+            report = await read_all(info, _START_TIMEOUT)
             if report:
                 pid = json.loads(report)["child-pid"]
                 assert isinstance(pid, int)
                 return pid
             os.close(errors_theirs)
             errors_theirs = -1
-            said = (await _read_all(errors, _START_TIMEOUT)).decode(errors="replace").strip()
+            said = (await read_all(errors, _START_TIMEOUT)).decode(errors="replace").strip()
             raise RunraError(
                 "INTERNAL_ERROR",
                 f"the wall did not start: {said[:2000] or 'no reason given'}; `runra doctor` tells what is missing",
@@ -170,24 +169,5 @@ class Bubblewrap:
                     os.close(fd)
 
 
-async def _read_all(fd: int, timeout: float) -> bytes:
-    """Everything up to the end of a pipe, within `timeout` seconds; at most 64 KiB."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    found = b""
-    async with asyncio.timeout(timeout):
-        while len(found) < 65_536:
-            try:
-                part = os.read(fd, 65_536)
-            except BlockingIOError:
-                readable = loop.create_future()
-                loop.add_reader(fd, lambda: readable.done() or readable.set_result(None))
-                try:
-                    await readable
-                finally:
-                    loop.remove_reader(fd)
-                continue
-            if not part:
-                break
-            found += part
-    return found
+def _null() -> FileIO:
+    return FileIO(os.devnull, "r+")

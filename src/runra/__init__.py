@@ -1,0 +1,1 @@
+"""Runra: sandboxes for AI agents, self-hosted."""
