@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -127,6 +128,7 @@ int main(void) {
         return 1;
     }
     fcntl(link_fd, F_SETFD, FD_CLOEXEC);
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* a killed wall's orphans are reaped here, not left to the machine's init */
     for (;;) {
         struct pollfd ready[] = {{.fd = link_fd, .events = POLLIN}, {.fd = signal_fd, .events = POLLIN}};
         if (poll(ready, 2, -1) < 0 && errno != EINTR) return 1;

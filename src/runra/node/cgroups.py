@@ -15,6 +15,8 @@ from runra.errors import RunraError
 
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 _CPU_PERIOD_US: Final = 100_000
+#: Seconds a dead sandbox's wall gets to reap it and end by itself before it is killed, too.
+_GRACE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ class Cgroup:
 
     async def remove(self, timeout: float = 10.0) -> None:
         """Delete the groups; their last processes may take a moment to be gone. INTERNAL_ERROR if they stay."""
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         for folder in self._folders:
             pause = 0.001
             while True:
@@ -238,9 +240,11 @@ class Cgroup:
                 except FileNotFoundError:
                     break
                 except OSError as error:
-                    if time.monotonic() > deadline:
+                    waited = time.monotonic() - started
+                    if waited > timeout:
                         raise RunraError("INTERNAL_ERROR", f"cannot remove cgroup {folder}: {error}") from error
-                    self.kill()
+                    if waited > _GRACE:
+                        self.kill()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.1)
 

@@ -17,6 +17,9 @@ BIN: Final = Path(__file__).parent / "bin"
 _ANSWER_BYTES: Final = 256
 _DEADLINE: Final = 30.0
 
+#: A started program's pid, and what `waitpid` will say of it.
+Spawned = tuple[int, "asyncio.Future[int]"]
+
 
 def binary(name: str) -> Path:
     """The path of a compiled part. Raises INVALID_CONFIG with the cure when it was not built."""
@@ -38,7 +41,7 @@ class Launcher:
         self._pid = 0
         self._reader: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._spawned: dict[str, asyncio.Future[int]] = {}
+        self._spawned: dict[str, asyncio.Future[Spawned]] = {}
         self._exited: dict[int, asyncio.Future[int]] = {}
         self._ids = itertools.count()
 
@@ -67,7 +70,7 @@ class Launcher:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def spawn(self, words: Sequence[str], fds: Sequence[int]) -> tuple[int, asyncio.Future[int]]:
+    async def spawn(self, words: Sequence[str], fds: Sequence[int]) -> Spawned:
         """Start a program (launcher/stage.c has the words). Returns its pid and a future of its wait status."""
         return await self._request("spawn", words, fds)
 
@@ -79,22 +82,21 @@ class Launcher:
         if status:
             raise RunraError("INTERNAL_ERROR", f"could not delete {path}", details={"status": status})
 
-    async def _request(self, verb: str, words: Sequence[str], fds: Sequence[int]) -> tuple[int, asyncio.Future[int]]:
+    async def _request(self, verb: str, words: Sequence[str], fds: Sequence[int]) -> Spawned:
         await self.start()
         assert self._socket is not None
         request = f"r{next(self._ids)}"
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Spawned] = asyncio.get_running_loop().create_future()
         self._spawned[request] = answer
         message = b"".join(os.fsencode(word) + b"\0" for word in (verb, request, *words))
         try:
             async with asyncio.timeout(_DEADLINE):
                 await self._send(self._socket, message, fds)
-                pid = await answer
+                return await answer
         except (TimeoutError, OSError) as error:
             raise RunraError("INTERNAL_ERROR", f"the launcher did not take a request: {error}") from error
         finally:
             self._spawned.pop(request, None)
-        return pid, self._exited[pid]
 
     @staticmethod
     async def _send(link: socket.socket, message: bytes, fds: Sequence[int]) -> None:
@@ -129,15 +131,16 @@ class Launcher:
     def _handle(self, words: list[str]) -> None:
         match words:
             case ["spawned", request, pid]:
-                self._exited[int(pid)] = asyncio.get_running_loop().create_future()
+                exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                self._exited[int(pid)] = exited
                 waiting = self._spawned.get(request)
                 if waiting is not None and not waiting.done():
-                    waiting.set_result(int(pid))
+                    waiting.set_result((int(pid), exited))
             case ["failed", request, number]:
                 waiting = self._spawned.get(request)
                 if waiting is not None and not waiting.done():
                     waiting.set_exception(OSError(int(number), os.strerror(int(number))))
             case ["exit", pid, status]:
-                exited = self._exited.pop(int(pid), None)
-                if exited is not None and not exited.done():
-                    exited.set_result(int(status))
+                ended = self._exited.pop(int(pid), None)
+                if ended is not None and not ended.done():
+                    ended.set_result(int(status))

@@ -235,7 +235,6 @@ class Node:
 
     async def _discard(self, folder: Path, cgroup: Cgroup) -> None:
         cgroup.thaw()
-        cgroup.kill()
         await self._quietly(cgroup.remove())
         aside = self._trash / f"{folder.name}-{secrets.token_hex(4)}"
         with contextlib.suppress(FileNotFoundError):

@@ -353,7 +353,6 @@ class Sandbox:
                     f"sandbox {self.id} was killed but is not gone after {_KILL_TIMEOUT:.0f} s; terminate it again",
                     retryable=True,
                 ) from None
-        self.cgroup.kill()
         self._close_pidfd()
 
     def _close_pidfd(self) -> None:

@@ -75,11 +75,11 @@ def _build(root: Path) -> None:
         (root / name).symlink_to(target)
     for path in [*_unmerged(), *([prefix] if (prefix := _python_prefix()) else [])]:
         (root / path.relative_to("/")).mkdir(parents=True, exist_ok=True)
-    for name, text in _ETC_FILES.items():
+    for file, text in _ETC_FILES.items():
         if text is None:
-            (root / "etc" / name).symlink_to("/usr/share/zoneinfo/Etc/UTC")
+            (root / "etc" / file).symlink_to("/usr/share/zoneinfo/Etc/UTC")
         else:
-            (root / "etc" / name).write_text(text)
+            (root / "etc" / file).write_text(text)
     (root / "etc/os-release").symlink_to("../usr/lib/os-release")
     (root / "etc/mtab").symlink_to("../proc/self/mounts")
     (root / "etc/resolv.conf").write_text("")

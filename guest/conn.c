@@ -1,0 +1,241 @@
+/* The connection: accepting, reading frames, and writing without ever blocking. */
+#include "conn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "loop.h"
+#include "proc.h"
+
+enum {
+    IN_SMALL = 4 << 10,      /* a longer frame gets memory of its own while it arrives */
+    OUT_ENOUGH = 256 << 10,  /* answers waiting: beyond it no request is read */
+    OUT_COPY = 8 << 10,      /* output this short is queued, so that it leaves in one write with its neighbours */
+    READS_A_TURN = 16,
+    OUTPUT_HEAD = FRAME_HEADER + 8,
+};
+
+static struct {
+    struct watch watch;
+    bool greeted, blocked;
+    uint8_t in[IN_SMALL];
+    size_t in_used;
+    uint8_t *big; /* the one frame too long for `in` */
+    size_t big_used, big_size;
+    uint8_t *out;
+    size_t out_at, out_used, out_room;
+} c = {.watch = {.fd = -1}};
+
+static struct watch listener;
+
+bool conn_open(void) { return c.watch.fd >= 0; }
+
+static void drop(void) {
+    watch_close(&c.watch);
+    free(c.big);
+    free(c.out);
+    c.big = c.out = NULL;
+    c.in_used = c.big_used = c.out_at = c.out_used = c.out_room = 0;
+    c.greeted = c.blocked = false;
+    proc_readers_gone();
+}
+
+/* Room for `length` more bytes at the end of the queue; NULL drops the connection. */
+static uint8_t *out_room(size_t length) {
+    if (c.out_at && (c.out_at == c.out_used || c.out_room - c.out_used < length)) {
+        memmove(c.out, c.out + c.out_at, c.out_used - c.out_at);
+        c.out_used -= c.out_at;
+        c.out_at = 0;
+    }
+    if (c.out_room - c.out_used < length) {
+        size_t room = c.out_room ? c.out_room : 1024;
+        while (room - c.out_used < length) room *= 2;
+        uint8_t *grown = realloc(c.out, room);
+        if (!grown) return NULL;
+        c.out = grown;
+        c.out_room = room;
+    }
+    uint8_t *at = c.out + c.out_used;
+    c.out_used += length;
+    return at;
+}
+
+void conn_send(enum frame_type type, uint32_t stream, const void *payload, size_t length) {
+    if (!conn_open()) return;
+    uint8_t *at = out_room(FRAME_HEADER + length);
+    if (!at) { /* an answer cannot be left out: without memory for it the connection ends */
+        shutdown(c.watch.fd, SHUT_RDWR);
+        return;
+    }
+    frame_encode(at, (uint32_t)length, type, 0, stream);
+    if (length) memcpy(at + FRAME_HEADER, payload, length);
+}
+
+void conn_error(uint32_t stream, int error, enum stage stage, const char *message) {
+    uint8_t room[512];
+    struct fields f = {.at = room, .room = sizeof room};
+    put_number(&f, T_ERRNO, (uint64_t)error);
+    put_number(&f, T_STAGE, stage);
+    put_text(&f, T_MESSAGE, message);
+    conn_send(A_ERROR, stream, room, f.used);
+}
+
+/* Write the queue. False when the socket is full or gone. */
+static bool flush_queue(void) {
+    while (c.out_at < c.out_used) {
+        ssize_t put = send(c.watch.fd, c.out + c.out_at, c.out_used - c.out_at, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) {
+            if (errno == EAGAIN) c.blocked = true;
+            else drop();
+            return false;
+        }
+        c.out_at += (size_t)put;
+    }
+    c.out_at = c.out_used = 0;
+    if (c.out_room > OUT_ENOUGH) {
+        free(c.out);
+        c.out = NULL;
+        c.out_room = 0;
+    }
+    return true;
+}
+
+/* Send one piece of a process's output. False when the socket is full or gone. */
+static bool flush_output(struct proc *p) {
+    struct iovec v[3];
+    int stream;
+    size_t length = proc_next_output(p, MAX_DATA, &stream, v + 1);
+    uint8_t head[OUTPUT_HEAD];
+    frame_encode(head, (uint32_t)(length + 8), A_OUTPUT, (uint8_t)stream, p->stream);
+    set64(head + FRAME_HEADER, p->sent);
+    v[0] = (struct iovec){head, sizeof head};
+    size_t put = 0, whole = length + sizeof head;
+    if (length > OUT_COPY && !flush_queue()) return false;
+    if (length > OUT_COPY) {
+        struct msghdr m = {.msg_iov = v, .msg_iovlen = v[2].iov_len ? 3 : 2};
+        ssize_t done = sendmsg(c.watch.fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (done < 0) {
+            if (errno == EAGAIN || errno == EINTR) c.blocked = errno == EAGAIN;
+            else drop();
+            return false;
+        }
+        put = (size_t)done;
+    }
+    if (put < whole) { /* what the socket left goes to the queue: the process's buffer may move on */
+        uint8_t *at = out_room(whole - put);
+        if (!at) {
+            drop();
+            return false;
+        }
+        for (int i = 0; i < 3; i++) {
+            if (put >= v[i].iov_len) {
+                put -= v[i].iov_len;
+                continue;
+            }
+            memcpy(at, (uint8_t *)v[i].iov_base + put, v[i].iov_len - put);
+            at += v[i].iov_len - put;
+            put = 0;
+        }
+    }
+    proc_output_sent(p, length);
+    return true;
+}
+
+void conn_flush(void) {
+    if (!conn_open()) return;
+    if (!c.blocked && c.greeted) {
+        struct proc *p;
+        while ((p = proc_ready()) != NULL) {
+            if (c.out_used - c.out_at >= MAX_DATA && !flush_queue()) break;
+            if (proc_has_output(p)) {
+                if (!flush_output(p)) break;
+            } else {
+                proc_idle(p);
+            }
+        }
+        if (conn_open() && !c.blocked) flush_queue();
+    }
+    if (!conn_open()) return;
+    uint32_t want = c.out_used - c.out_at < OUT_ENOUGH ? (uint32_t)EPOLLIN : 0;
+    if (c.blocked) want |= EPOLLOUT;
+    watch_set(&c.watch, want);
+}
+
+static bool dispatch(const uint8_t *at, const struct frame *f) {
+    const uint8_t *payload = at + FRAME_HEADER;
+    if (c.greeted) return request_handle(f, payload);
+    c.greeted = request_hello(f, payload);
+    if (!c.greeted && conn_open()) flush_queue(); /* a host of another version hears ours before it is cut off */
+    return c.greeted;
+}
+
+/* Act on every whole frame in `in`. False when the connection must end. */
+static bool parse(void) {
+    size_t at = 0;
+    while (c.in_used - at >= FRAME_HEADER) {
+        struct frame f;
+        if (!frame_decode(c.in + at, &f)) return false;
+        size_t whole = FRAME_HEADER + (size_t)f.length;
+        if (whole > IN_SMALL) {
+            c.big = malloc(whole);
+            if (!c.big) return false;
+            c.big_size = whole;
+            c.big_used = c.in_used - at < whole ? c.in_used - at : whole;
+            memcpy(c.big, c.in + at, c.big_used);
+            c.in_used = 0;
+            return true;
+        }
+        if (c.in_used - at < whole) break;
+        if (!dispatch(c.in + at, &f)) return false;
+        at += whole;
+    }
+    memmove(c.in, c.in + at, c.in_used - at);
+    c.in_used -= at;
+    return true;
+}
+
+static bool parse_big(void) {
+    struct frame f;
+    bool fine = frame_decode(c.big, &f) && dispatch(c.big, &f);
+    free(c.big);
+    c.big = NULL;
+    return fine;
+}
+
+static void on_readable(struct watch *w, uint32_t events) {
+    if (events & EPOLLOUT) c.blocked = false;
+    if (!(events & ~(uint32_t)EPOLLOUT)) return;
+    for (int i = 0; i < READS_A_TURN; i++) {
+        size_t room = c.big ? c.big_size - c.big_used : IN_SMALL - c.in_used;
+        ssize_t got = recv(w->fd, c.big ? c.big + c.big_used : c.in + c.in_used, room, MSG_DONTWAIT);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+        bool fine = got > 0;
+        if (fine && c.big) {
+            c.big_used += (size_t)got;
+            if (c.big_used == c.big_size) fine = parse_big();
+        } else if (fine) {
+            c.in_used += (size_t)got;
+            fine = parse();
+        }
+        if (!fine) {
+            drop();
+            return;
+        }
+        if ((size_t)got < room || c.out_used - c.out_at >= OUT_ENOUGH) return;
+    }
+}
+
+static void on_connect(struct watch *w, uint32_t events) {
+    (void)events;
+    int fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) return;
+    drop();
+    if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
+}
+
+int conn_listen(int fd) { return watch_open(&listener, fd, EPOLLIN, on_connect); }

@@ -1,0 +1,23 @@
+/* The one connection to the host: the newest wins, and everything lives on without it. */
+#ifndef RUNRA_CONN_H
+#define RUNRA_CONN_H
+
+#include <stdbool.h>
+
+#include "frames.h"
+
+struct proc;
+
+int conn_listen(int fd);
+bool conn_open(void);
+/* Queue a frame; dropped when there is no connection. */
+void conn_send(enum frame_type type, uint32_t stream, const void *payload, size_t length);
+void conn_error(uint32_t stream, int error, enum stage stage, const char *message);
+/* Write what is queued, then output of processes in turn, until the socket is full. */
+void conn_flush(void);
+
+/* requests.c: act on a frame. False when no honest host would send it. */
+bool request_handle(const struct frame *frame, const uint8_t *payload);
+bool request_hello(const struct frame *frame, const uint8_t *payload);
+
+#endif

@@ -1,0 +1,79 @@
+/* runra-agent: process 1 of a sandbox. Runs what the host asks for over a socket it was handed, and outlives it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "loop.h"
+#include "proc.h"
+#include "shim.h"
+#include "tree.h"
+
+static void die(const char *what) {
+    dprintf(2, "runra-agent: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static void on_children(struct watch *w, uint32_t events) {
+    struct signalfd_siginfo info;
+    (void)events;
+    while (read(w->fd, &info, sizeof info) > 0) {}
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) proc_reaped(pid, status);
+}
+
+static int listening_fd(int argc, char **argv) {
+    int accepts = 0, fd = -1;
+    socklen_t size = sizeof accepts;
+    char *end = NULL;
+    if (argc == 3 && !strcmp(argv[1], "--listen-fd")) fd = (int)strtol(argv[2], &end, 10);
+    if (fd < 3 || *end || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) < 0 || !accepts) {
+        dprintf(2, "usage: runra-agent --listen-fd N, a listening Unix socket, N above 2\n");
+        exit(2);
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    return fd;
+}
+
+int main(int argc, char **argv) {
+    static struct watch children;
+    int fd = listening_fd(argc, argv);
+    for (int i = 0; i < 3; i++) /* so that no pipe ever lands on 0, 1 or 2 */
+        if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) die("/dev/null");
+    close_range(3, (unsigned)fd - 1, 0);
+    close_range((unsigned)fd + 1, ~0u, 0);
+    prctl(PR_SET_DUMPABLE, 0);
+    if (getpid() != 1 && prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) die("subreaper");
+    if (chdir("/") < 0) die("/");
+    umask(022);
+    /* fixed thresholds: freed buffers go back to the kernel instead of teaching malloc to keep more */
+    mallopt(M_MMAP_THRESHOLD, 128 << 10);
+    mallopt(M_TRIM_THRESHOLD, 256 << 10);
+    mallopt(M_TOP_PAD, 16 << 10);
+
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    signal(SIGPIPE, SIG_IGN);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) die("signals");
+    int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals < 0 || loop_open() < 0) die("event loop");
+    if (watch_open(&children, signals, EPOLLIN, on_children) < 0) die("signals");
+    exec_prepare();
+    tree_open();
+    stdio_init();
+    if (conn_listen(fd) < 0) die("listening socket");
+    loop_run(conn_flush);
+}

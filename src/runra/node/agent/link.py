@@ -1,0 +1,369 @@
+"""The host's link to one sandbox's agent: a socket, its streams, and what can be asked over it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from runra.errors import RunraError
+from runra.node.agent.channel import WINDOW, Channel, unpack_exit
+from runra.node.agent.failures import agent_error
+from runra.node.agent.files import AgentFiles
+from runra.node.agent.frames import (
+    MAX_REQUEST,
+    MAX_STRINGS,
+    VERSION,
+    Ask,
+    Decoder,
+    Field,
+    Frame,
+    ProtocolError,
+    Tell,
+    pack,
+    pack_fields,
+    unpack_fields,
+)
+from runra.node.agent.process import AgentProcess
+from runra.node.agent.types import AgentLost, ExecSpec, ProcessStatus
+
+#: Seconds the agent has to answer a request.
+REPLY_TIMEOUT: Final = 10.0
+#: Longest path a Unix socket address holds, its NUL included.
+_SUN_PATH: Final = 108
+_MOST_STATUSES: Final = 4096
+_MOST_LEAVING: Final = 65536
+_TITLE: Final = 1000
+
+T = TypeVar("T")
+
+
+class _Call:
+    """One question that is answered at once: its frames until DONE, PONG or ERROR."""
+
+    def __init__(self, link: AgentLink, stream: int, about: dict[str, Any]) -> None:
+        self._link, self.stream, self._about = link, stream, about
+        self.done: asyncio.Future[list[bytes]] = link.loop.create_future()
+        self._answers: list[bytes] = []
+
+    def frame(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == Tell.STATUS:
+            self._answers.append(payload)
+            if len(self._answers) > _MOST_STATUSES:
+                raise ProtocolError("more processes than an agent keeps")
+        elif kind in (Tell.DONE, Tell.PONG):
+            self._link.forget(self.stream)
+            if not self.done.done():
+                self.done.set_result(self._answers)
+        elif kind == Tell.ERROR:
+            self.fail(agent_error(unpack_fields(payload), **self._about))
+        else:
+            raise ProtocolError(f"{Tell(kind).name} as the answer to a question")
+
+    def fail(self, error: RunraError) -> None:
+        self._link.forget(self.stream)
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """Reads straight into the decoder's buffer, and hands whole frames to the link."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder()
+        self.greeting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self.on_frame: Callable[[Frame], None] | None = None
+        self.on_lost: Callable[[str], None] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.decoder.writable()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            frames = self.decoder.written(nbytes)
+            on_frame = self.on_frame
+            if on_frame is None:
+                on_frame = self._greet
+            for frame in frames:
+                on_frame(frame)
+        except ProtocolError as error:
+            self._fail(f"the agent broke the protocol: {error}")
+
+    def _greet(self, frame: Frame) -> None:
+        if self.greeting.done() or frame.type != Tell.HELLO:
+            raise ProtocolError("no greeting first")
+        self.greeting.set_result(frame)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(f"the connection to the sandbox's agent ended{f': {error}' if error else ''}")
+
+    def _fail(self, why: str) -> None:
+        if not self.greeting.done():
+            self.greeting.set_exception(AgentLost(why))
+            self.greeting.exception()
+        if self.transport is not None:
+            self.transport.abort()
+        if self.on_lost is not None:
+            self.on_lost(why)
+
+
+class AgentLink:
+    """A connection to the agent. Several streams run over it at once; none can block another.
+
+    Made by `connect`. When it is lost, everything waiting on it raises AgentLost; the agent and its processes
+    live on, and a new link can attach to them.
+    """
+
+    def __init__(self, wire: _Wire) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self.files = AgentFiles(self)
+        assert wire.transport is not None
+        self._transport = wire.transport
+        self._streams: dict[int, Channel | _Call] = {}
+        self._leaving: set[int] = set()
+        self._last_stream = 0
+        self._gone = asyncio.Event()
+        self._why = ""
+        wire.on_frame, wire.on_lost = self._frame, self._lost
+        # no pausing of reads or writes: what may be in flight is bounded by credit, both ways
+        self._transport.set_write_buffer_limits(high=64 << 20)
+
+    @classmethod
+    async def connect(cls, path: str | Path, *, timeout: float = 5.0) -> AgentLink:
+        """Connect and greet within `timeout` seconds; AgentLost when the agent does not answer.
+
+        The newest connection is the agent's only one: an older link is closed by this.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                wire = await _dial(Path(path))
+                try:
+                    assert wire.transport is not None
+                    wire.transport.write(pack(Ask.HELLO, 0, pack_fields([(Field.VERSION, VERSION)])))
+                    greeting = unpack_fields((await wire.greeting).payload)
+                    version = greeting.number(Field.VERSION)
+                    if version != VERSION:
+                        raise AgentLost(f"the agent speaks protocol version {version}, not {VERSION}; restart the sandbox")
+                    return cls(wire)
+                except BaseException:
+                    if wire.transport is not None:
+                        wire.transport.abort()
+                    raise
+        except TimeoutError:
+            raise AgentLost(f"the agent did not answer within {timeout:g} s") from None
+        except (OSError, ProtocolError) as error:
+            raise AgentLost(f"cannot reach the agent: {error}") from error
+
+    async def wait_closed(self) -> None:
+        """Until the connection is lost or closed."""
+        await self._gone.wait()
+
+    async def close(self) -> None:
+        """Close the connection. The agent and its processes live on."""
+        self._lost("the link was closed")
+
+    async def ping(self, timeout: float = 5.0) -> None:
+        """See that the agent answers; AgentLost when it does not within `timeout` seconds."""
+        await self._call(Ask.PING, b"", {}, timeout)
+
+    async def exec(self, spec: ExecSpec) -> AgentProcess:
+        """Start a program.
+
+        Raises INVALID_REQUEST with `details.reason` `bad_cwd`, `unknown_user`, `bad_user`, `no_terminal` or
+        `too_long`; RESOURCE_EXHAUSTED when the sandbox has no room for a process; AgentLost when the agent does
+        not answer within 10 s (the program may have been started then; a `tag` tells).
+        """
+        about = {"cwd": spec.cwd, "user": spec.user}
+        process = await self._start(Ask.EXEC, _exec_payload(spec), about)
+        process._terminal = spec.pty is not None
+        return process
+
+    async def attach(self, pid: int, *, offset: int = 0) -> AgentProcess:
+        """Listen to a process from `offset` on, or from the oldest byte still kept when that is later.
+
+        Raises INVALID_REQUEST with `details.reason` `no_such_process` for a pid the agent does not remember.
+        """
+        if not 0 <= offset < 1 << 63 or not 0 < pid < 1 << 31:
+            raise RunraError(
+                "INVALID_REQUEST", "no such process", details={"reason": "no_such_process", "pid": pid}
+            )
+        fields: list[tuple[Field, int | str | bytes]]
+        fields = [(Field.PID, pid), (Field.OFFSET, offset), (Field.WINDOW, WINDOW)]
+        return await self._start(Ask.ATTACH, pack_fields(fields), {"pid": pid})
+
+    async def processes(self) -> list[ProcessStatus]:
+        """The processes the agent remembers: those that run, and the latest that ended. Oldest first."""
+        found = []
+        for payload in await self._call(Ask.LIST, b"", {}):
+            try:
+                fields = unpack_fields(payload)
+                status = ProcessStatus(
+                    pid=fields.number(Field.PID),
+                    command=fields.text(Field.TITLE, "").encode("utf-8", "replace").decode(),
+                    started_at_ms=fields.number(Field.STARTED_AT),
+                    exit=unpack_exit(fields) if Field.CODE in fields.numbers else None,
+                    tag=fields.text(Field.TAG, "").encode("utf-8", "replace").decode(),
+                )
+            except ProtocolError as error:
+                self._lost(f"the agent broke the protocol: {error}")
+                raise AgentLost(self._why) from None
+            found.append(status)
+        return sorted(found, key=lambda status: (status.started_at_ms, status.pid))
+
+    async def signal(self, pid: int, signum: int) -> None:
+        """Send a signal to the whole tree of a process, also when only its background children are left."""
+        if not 0 < pid < 1 << 31 or not 0 < signum < 65:
+            reason = "no_such_process" if 0 < signum < 65 else "invalid"
+            raise RunraError("INVALID_REQUEST", "no such process or signal", details={"reason": reason, "pid": pid})
+        await self._call(Ask.SIGNAL, pack_fields([(Field.PID, pid), (Field.SIGNAL, signum)]), {"pid": pid})
+
+    # --- for channels ---
+
+    def send(self, data: bytes) -> None:
+        if not self.closed:
+            self._transport.write(data)
+
+    def forget(self, stream: int) -> None:
+        self._streams.pop(stream, None)
+
+    def leave(self, stream: int) -> None:
+        """Give up a stream. Its frames are dropped until the agent confirms: they may be on their way."""
+        if self._streams.pop(stream, None) is not None and not self.closed:
+            self._leaving.add(stream)
+            self.send(pack(Ask.DETACH, stream))
+            if len(self._leaving) > _MOST_LEAVING:
+                self._lost("the agent does not confirm closed streams")
+
+    def open_channel(self, kind: Ask, payload: bytes, about: dict[str, Any]) -> Channel:
+        self.check()
+        channel = Channel(self, self._new_stream(), about)
+        self._streams[channel.stream] = channel
+        self.send(pack(kind, channel.stream, payload))
+        return channel
+
+    def check(self) -> None:
+        if self.closed:
+            raise AgentLost(self._why)
+
+    async def reply(self, future: Awaitable[T], give_up: Callable[[], None], timeout: float = REPLY_TIMEOUT) -> T:
+        """Await the agent's answer; whatever ends the wait early gives the stream up."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise AgentLost(f"the agent did not answer within {timeout:g} s") from None
+        finally:
+            give_up()
+
+    # --- inside ---
+
+    async def _start(self, kind: Ask, payload: bytes, about: dict[str, Any]) -> AgentProcess:
+        channel = self.open_channel(kind, payload, about)
+        try:
+            fields = await self.reply(channel.started, lambda: None)
+            return AgentProcess(self, channel, fields)
+        except ProtocolError as error:
+            self._lost(f"the agent broke the protocol: {error}")
+            raise AgentLost(self._why) from None
+        except BaseException:
+            channel.leave()
+            raise
+
+    async def _call(
+        self, kind: Ask, payload: bytes, about: dict[str, Any], timeout: float = REPLY_TIMEOUT
+    ) -> list[bytes]:
+        self.check()
+        call = _Call(self, self._new_stream(), about)
+        self._streams[call.stream] = call
+        self.send(pack(kind, call.stream, payload))
+        return await self.reply(call.done, lambda: self.leave(call.stream), timeout)
+
+    def _new_stream(self) -> int:
+        while True:
+            self._last_stream = self._last_stream % 0xFFFFFFFF + 1
+            if self._last_stream not in self._streams and self._last_stream not in self._leaving:
+                return self._last_stream
+
+    def _frame(self, frame: Frame) -> None:
+        stream = self._streams.get(frame.stream)
+        if stream is not None:
+            stream.frame(frame.type, frame.flags, frame.payload)
+        elif frame.stream in self._leaving:
+            if frame.type == Tell.CLOSED:
+                self._leaving.remove(frame.stream)
+        elif not self.closed:
+            raise ProtocolError(f"a frame for stream {frame.stream}, which is not open")
+
+    def _lost(self, why: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._why = why
+        self._transport.abort()
+        self._leaving.clear()
+        for stream in list(self._streams.values()):
+            stream.fail(AgentLost(why))
+        self._gone.set()
+
+
+async def _dial(path: Path) -> _Wire:
+    loop = asyncio.get_running_loop()
+    if len(os.fsencode(path)) < _SUN_PATH:
+        _, wire = await loop.create_unix_connection(_Wire, str(path))
+        return wire
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _, wire = await loop.create_unix_connection(_Wire, f"/proc/self/fd/{folder}/{path.name}")
+        return wire
+    finally:
+        os.close(folder)
+
+
+def _exec_payload(spec: ExecSpec) -> bytes:
+    if (spec.command is None) == (not spec.argv):
+        raise RunraError("INVALID_REQUEST", "give exactly one of 'command' and 'argv'", details={"reason": "invalid"})
+    title = spec.command if spec.command is not None else shlex.join(arg[:_TITLE] for arg in spec.argv[:100])
+    fields: list[tuple[Field, int | str | bytes]] = [
+        (Field.CWD, spec.cwd),
+        (Field.USER, spec.user),
+        (Field.WINDOW, WINDOW),
+        (Field.TITLE, _shortened(title)),
+        (Field.TAG, spec.tag),
+        (Field.STDIN, int(spec.stdin)),
+    ]
+    if spec.command is not None:
+        fields.append((Field.COMMAND, spec.command))
+    fields += ((Field.ARG, arg) for arg in spec.argv)
+    fields += ((Field.ENV, f"{name}={value}") for name, value in spec.env.items())
+    if spec.timeout_ms is not None:
+        fields.append((Field.TIMEOUT_MS, min(max(1, spec.timeout_ms), (1 << 31) - 1)))
+    if spec.pty is not None:
+        rows, cols = spec.pty
+        fields += ((Field.ROWS, min(max(1, rows), 65535)), (Field.COLS, min(max(1, cols), 65535)))
+    try:
+        payload = pack_fields(fields)
+    except ValueError as error:
+        raise RunraError("INVALID_REQUEST", f"the command has {error}", details={"reason": "invalid"}) from None
+    if len(payload) > MAX_REQUEST or max(len(spec.argv), len(spec.env)) > MAX_STRINGS or len(spec.tag) > 64:
+        raise RunraError(
+            "INVALID_REQUEST",
+            f"command and environment take {len(payload)} bytes; at most {MAX_REQUEST}, {MAX_STRINGS} strings "
+            "of each kind and 64 characters of tag fit",
+            details={"reason": "too_long"},
+        )
+    return payload
+
+
+def _shortened(title: str) -> bytes:
+    raw = title[:_TITLE].encode("utf-8", "replace")
+    return raw.decode("utf-8", "ignore").encode()[:_TITLE]

