@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from runra.errors import RunraError
 from runra.node.agent.channel import WINDOW, Channel, unpack_exit
@@ -81,7 +81,8 @@ class _Wire(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are no subclass of it.
+        transport = cast(asyncio.Transport, transport)
         self.transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
