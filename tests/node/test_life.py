@@ -254,3 +254,16 @@ async def test_what_cannot_be_given_is_refused(host: Host, config: dict[str, obj
     with pytest.raises(RunraError) as caught:
         await host.create(**config)
     assert caught.value.status == 400
+
+
+async def test_a_pause_does_not_use_up_a_commands_time(host: Host) -> None:
+    sandbox = await host.create()
+    async with sandbox.use() as agent:
+        process = await agent.exec(ExecSpec(command="sleep 1.5; echo done", env=sandbox.env, timeout_ms=2500))
+        await asyncio.sleep(0.3)
+        await sandbox.pause()
+        await asyncio.sleep(3)
+        await sandbox.resume()
+        output = b"".join([chunk.data async for chunk in process.output()])
+        exit = await process.wait()
+    assert (output, exit.code, exit.timed_out) == (b"done\n", 0, False)
