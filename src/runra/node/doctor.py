@@ -240,18 +240,20 @@ def _cgroups() -> list[Finding]:
         cgroups.remove_roots(found)
 
 
+_LIMITS: Final = {"cpu": "CPU", "memory": "memory", "pids": "process"}
+
+
 def _limits(found: cgroups.Hierarchies) -> Iterator[Finding]:
-    means = {"cpu": "more cores than asked for", "memory": "the whole machine's memory", "pids": "every process id"}
     if os.geteuid() == 0:
         cure = "boot with systemd.unified_cgroup_hierarchy=1, or mount the controller; in a container, make it writable"
     else:
         cure = f"{_AS_ROOT}, or under `systemd-run --user --scope -p Delegate=yes`"
     for name, enforced in found.enforced.items():
-        title = f"limit: {name}"
+        title = f"{_LIMITS[name]} limit"
         if enforced:
             yield Finding(title, "ok", f"held by cgroup {'v1' if name in found.v1 else 'v2'}")
         else:
-            yield Finding(title, "limited", f"no cgroup to hold it: a sandbox may take {means[name]}", cure)
+            yield Finding(title, "limited", f"no cgroup to hold it: a sandbox may take all of it", cure)
 
 
 def _freezer(found: cgroups.Hierarchies) -> Finding:
@@ -263,7 +265,7 @@ def _freezer(found: cgroups.Hierarchies) -> Finding:
 
 def _not_yet() -> Iterator[Finding]:
     """What this version does not do on any machine."""
-    yield Finding("limit: disk", "limited", "not enforced yet: a sandbox may fill the data folder's file system")
+    yield Finding("disk limit", "limited", "not enforced yet: a sandbox may fill the data folder's file system")
     yield Finding("network", "limited", "sandboxes have none yet, but for their own loopback")
     yield Finding("system-call filter", "limited", "none yet: walls are namespaces, id ranges and dropped capabilities")
 

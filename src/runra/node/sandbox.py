@@ -17,11 +17,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.node.agent.link import AgentLink
-
 from runra.contract import SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
+from runra.node.agent.link import AgentLink
 from runra.node.agent.types import AgentLost
 from runra.node.cgroups import Cgroup
 from runra.node.freezer import continue_tree, stop_tree

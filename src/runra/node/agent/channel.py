@@ -1,4 +1,4 @@
-"""One stream of the link: output under credit, input under credit, and how it ended. Processes and file work share it."""
+"""One stream of the link, shared by processes and file work: output and input under credit, and how it ended."""
 
 from __future__ import annotations
 

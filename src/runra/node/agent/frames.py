@@ -178,7 +178,7 @@ def pack_fields(values: Iterable[tuple[Field, int | str | bytes]]) -> bytes:
 
 
 class Fields:
-    """Parsed fields. Reading one that is absent or has the wrong kind raises ProtocolError, unless a default is given."""
+    """Parsed fields. Reading one that is absent raises ProtocolError, unless a default is given."""
 
     def __init__(self, numbers: Mapping[int, int], texts: Mapping[int, bytes]) -> None:
         self.numbers, self.texts = numbers, texts

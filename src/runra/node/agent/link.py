@@ -154,7 +154,7 @@ class AgentLink:
                     greeting = unpack_fields((await wire.greeting).payload)
                     version = greeting.number(Field.VERSION)
                     if version != VERSION:
-                        raise AgentLost(f"the agent speaks protocol version {version}, not {VERSION}; restart the sandbox")
+                        raise AgentLost(f"the agent speaks version {version}, not {VERSION}; make the sandbox anew")
                     return cls(wire)
                 except BaseException:
                     if wire.transport is not None:
@@ -195,9 +195,7 @@ class AgentLink:
         Raises INVALID_REQUEST with `details.reason` `no_such_process` for a pid the agent does not remember.
         """
         if not 0 <= offset < 1 << 63 or not 0 < pid < 1 << 31:
-            raise RunraError(
-                "INVALID_REQUEST", "no such process", details={"reason": "no_such_process", "pid": pid}
-            )
+            raise RunraError("INVALID_REQUEST", "no such process", details={"reason": "no_such_process", "pid": pid})
         fields: list[tuple[Field, int | str | bytes]]
         fields = [(Field.PID, pid), (Field.OFFSET, offset), (Field.WINDOW, WINDOW)]
         return await self._start(Ask.ATTACH, pack_fields(fields), {"pid": pid})

@@ -67,7 +67,9 @@ class AgentProcess:
             if channel.error is not None:
                 raise channel.error
             if channel.left:
-                raise RunraError("INVALID_STATE", f"detached from process {self.pid}; attach to it again to wait for it")
+                raise RunraError(
+                    "INVALID_STATE", f"detached from process {self.pid}; attach to it again to wait for it"
+                )
             await channel.changed()
         return channel.exit
 
@@ -77,7 +79,7 @@ class AgentProcess:
                 self._channel.take()
 
     async def write_stdin(self, data: bytes) -> None:
-        """Write all of `data`, as fast as the process reads it. INVALID_STATE when its stdin is closed or it is gone."""
+        """Write all of `data`, as fast as the process reads it. INVALID_STATE when nothing reads it any more."""
         async with self._writing:
             if not data and not self._channel.stdin_open:
                 raise RunraError("INVALID_STATE", "the process does not read its stdin any more")
@@ -110,5 +112,3 @@ class AgentProcess:
 
     def __repr__(self) -> str:
         return f"<AgentProcess {self.pid} {self.command!r}>"
-
-

@@ -16,7 +16,7 @@ from typing import Final
 from runra.node.images import Overlay, RootFilesystem
 
 #: Bump when the skeleton changes: an older one is built again.
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 
 _FOLDERS: Final = {
     **dict.fromkeys(("dev", "etc", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "usr"), 0o755),
@@ -25,11 +25,11 @@ _FOLDERS: Final = {
 }
 
 #: Public configuration that programs in /usr look for. Nothing with secrets, users or addresses of this machine.
-_ETC_COPIES: Final = (
-    *("alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "debian_version", "inputrc"),
-    *("java-17-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "magic", "magic.mime", "mime.types"),
-    *("perl", "profile", "protocols", "rpc", "services", "shells", "skel", "ssl/certs", "ssl/openssl.cnf", "terminfo"),
-)
+_ETC_COPIES: Final = """
+    alternatives bash.bashrc ca-certificates ca-certificates.conf debian_version environment inputrc java-17-openjdk
+    ld.so.cache ld.so.conf ld.so.conf.d login.defs magic magic.mime mime.types pam.conf pam.d perl profile protocols
+    rpc security services shells skel ssl/certs ssl/openssl.cnf terminfo
+""".split()
 
 _ETC_FILES: Final = {
     "passwd": (
@@ -38,6 +38,8 @@ _ETC_FILES: Final = {
         "user:x:1000:1000:user:/home/user:/bin/bash\n"
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     ),
+    # Nobody has a password; root needs none to become somebody.
+    "shadow": "".join(f"{name}:*:19000:0:99999:7:::\n" for name in ("root", "daemon", "user", "nobody")),
     "group": "root:x:0:\ndaemon:x:1:\ntty:x:5:\nusers:x:100:\nuser:x:1000:\nnogroup:x:65534:\n",
     "nsswitch.conf": "".join(f"{name}: files\n" for name in ("passwd", "group", "shadow", "services", "protocols"))
     + "hosts: files dns\n",
@@ -64,15 +66,15 @@ def _unmerged() -> list[Path]:
 
 
 def _build(root: Path) -> None:
-    for name, mode in _FOLDERS.items():
-        (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        (root / name).chmod(mode)
+    for folder, mode in _FOLDERS.items():
+        (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (root / folder).chmod(mode)
     user_home = root / "home/user"
     user_home.mkdir()
     if os.geteuid() == 0:
         os.chown(user_home, 1000, 1000)
-    for name, target in _merged_usr_links().items():
-        (root / name).symlink_to(target)
+    for link, where in _merged_usr_links().items():
+        (root / link).symlink_to(where)
     for path in [*_unmerged(), *([prefix] if (prefix := _python_prefix()) else [])]:
         (root / path.relative_to("/")).mkdir(parents=True, exist_ok=True)
     for file, text in _ETC_FILES.items():
@@ -80,6 +82,7 @@ def _build(root: Path) -> None:
             (root / "etc" / file).symlink_to("/usr/share/zoneinfo/Etc/UTC")
         else:
             (root / "etc" / file).write_text(text)
+    (root / "etc/shadow").chmod(0o600)
     (root / "etc/os-release").symlink_to("../usr/lib/os-release")
     (root / "etc/mtab").symlink_to("../proc/self/mounts")
     (root / "etc/resolv.conf").write_text("")

@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 import stat
+import uuid
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
-from runra.node.isolation import Box
+from runra.node.isolation import Box, seccomp
 from runra.node.launcher import Launcher, binary
 from runra.node.settings import IDS_PER_SANDBOX
 from runra.node.waiting import read_all
@@ -25,8 +26,15 @@ from runra.node.waiting import read_all
 #: Where the launcher shows the wall's sources (launcher/stage.c).
 _STAGE: Final = "/mnt"
 _AGENT: Final = "/run/runra/agent"
-#: Descriptors the launcher lays out: stdin, stdout, errors, bwrap's report, the agent's socket, the namespace.
-_INFO_FD, _LISTEN_FD, _USERNS_FD = 3, 4, 5
+#: Descriptors the launcher lays out: stdin, stdout, errors, bwrap's report, the agent's socket, the filter of system
+#: calls, the namespace.
+_INFO_FD, _LISTEN_FD, _SECCOMP_FD, _USERNS_FD = 3, 4, 5, 6
+#: What a namespace does not make harmless by itself: covered, where this kernel has it.
+_MASKED: Final = tuple(
+    f"/proc/{name}"
+    for name in ("kcore", "keys", "key-users", "kallsyms", "latency_stats", "sched_debug", "timer_list", "config.gz")
+)
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 #: What root may do inside: a container's usual set without raw sockets and device nodes. All of it counts
 #: only against the sandbox's own ids and namespaces.
 _CAPABILITIES: Final = (
@@ -57,6 +65,8 @@ class Bubblewrap:
         self._launcher = launcher
         self._bwrap = find_bwrap()
         self._agent = binary("runra-agent")
+        self._filter = seccomp.program()
+        self._masked = [path for path in _MASKED if Path(path).exists()]
         self._idmapped: dict[Path, bool] = {}
 
     def prepare(self, box: Box) -> None:
@@ -66,6 +76,9 @@ class Bubblewrap:
                 folder.mkdir()
                 # The upper folder is the sandbox's own "/" or "/usr": it shows this mode inside.
                 folder.chmod(0o755)
+        boot_id = box.folder / "boot_id"
+        boot_id.write_text(f"{uuid.uuid4()}\n")
+        boot_id.chmod(0o444)
 
     async def start(self, box: Box) -> int:
         if box.first_id is None:
@@ -136,17 +149,21 @@ class Bubblewrap:
                 arguments += ["--overlay-src", f"{_STAGE}/lower{number}.{layer}" if staged else str(lower)]
             arguments += ["--overlay", f"{folder}/upper{number}", f"{folder}/work{number}", overlay.target]
         arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+        arguments += ["--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
+        for path in self._masked:
+            arguments += ["--ro-bind", "/dev/null", path]
+        arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]
         arguments += ["--ro-bind", f"{_STAGE}/agent" if staged else str(self._agent), _AGENT]
         for capability in _CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
-        return [*arguments, "--as-pid-1", "--clearenv", "--chdir", "/"]
+        return [*arguments, "--seccomp", str(_SECCOMP_FD), "--as-pid-1", "--clearenv", "--chdir", "/"]
 
     async def _spawn(self, box: Box, words: list[str]) -> int:
         errors, errors_theirs = os.pipe()
         info, info_theirs = os.pipe()
         try:
-            with _null() as null:
-                fds = [null.fileno(), null.fileno(), errors_theirs, info_theirs, box.listen.fileno()]
+            with _null() as null, _memory_file(self._filter) as rules:
+                fds = [null.fileno(), null.fileno(), errors_theirs, info_theirs, box.listen.fileno(), rules.fileno()]
                 await self._launcher.spawn(words, fds)
             os.close(info_theirs)
             info_theirs = -1
@@ -167,6 +184,14 @@ class Bubblewrap:
             for fd in (errors, errors_theirs, info, info_theirs):
                 if fd >= 0:
                     os.close(fd)
+
+
+def _memory_file(content: bytes) -> FileIO:
+    """A file in memory, to be read from its start by whoever is handed the descriptor."""
+    file = FileIO(os.memfd_create("runra", os.MFD_CLOEXEC), "r+")
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _null() -> FileIO:
