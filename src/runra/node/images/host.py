@@ -26,7 +26,7 @@ _FOLDERS: Final = {
 
 #: Public configuration that programs in /usr look for. Nothing with secrets, users or addresses of this machine.
 _ETC_COPIES: Final = """
-    alternatives bash.bashrc ca-certificates ca-certificates.conf debian_version environment inputrc java-17-openjdk
+    alternatives bash.bashrc ca-certificates ca-certificates.conf debian_version inputrc java-17-openjdk
     ld.so.cache ld.so.conf ld.so.conf.d login.defs magic magic.mime mime.types pam.conf pam.d perl profile protocols
     rpc security services shells skel ssl/certs ssl/openssl.cnf terminfo
 """.split()
