@@ -14,7 +14,7 @@ import pytest
 
 from runra.node.record import process_start
 
-from .conftest import NOTHING, start_host, stop_host, until
+from tests.hosting import NOTHING, start_host, stop_host, until
 
 #: A server in a process of its own: makes sandboxes, one of them paused, one with a running command, then waits.
 SERVER = """

@@ -14,7 +14,7 @@ from runra.contract import SandboxPatch
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
 
-from .conftest import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, start_host, stop_host, until
 
 
 async def test_run_and_terminate_leaves_nothing(host: Host) -> None:

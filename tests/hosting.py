@@ -1,0 +1,96 @@
+"""A real node on a folder of its own, and what the host shows of its sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from runra.contract import SandboxConfig
+from runra.events import Event, EventLog
+from runra.ids import new_id
+from runra.node import Node, NodeSettings, Sandbox
+from runra.node.agent.types import Exit, ExecSpec
+
+
+class Host:
+    """One node under test: makes sandboxes, runs commands, and counts what is left on the machine."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.events: list[Event] = []
+
+    async def create(self, **config: Any) -> Sandbox:
+        full = SandboxConfig.model_validate({"image": "host", **config}, context={"client": True})
+        return await self.node.create(new_id("sb"), full, "org_test")
+
+    async def run(self, sandbox: Sandbox, command: str, **options: Any) -> tuple[str, Exit]:
+        async with sandbox.use() as agent:
+            spec = ExecSpec(command=command, cwd="/", env=sandbox.env, timeout_ms=60_000, **options)
+            async with await agent.exec(spec) as process:
+                parts = [chunk.data async for chunk in process.output()]
+                return b"".join(parts).decode(), await process.wait()
+
+    def kinds(self, sandbox: Sandbox) -> list[str]:
+        return [event.type for event in self.events if event.sandbox_id == sandbox.id]
+
+    def left(self) -> dict[str, list[str]]:
+        """Processes, mounts, cgroups and folders that carry this node's data folder or its sandboxes' names."""
+        data = str(self.node.settings.data_dir)
+        groups = [
+            str(path)
+            for root in Path("/sys/fs/cgroup").iterdir()
+            for path in root.glob(f"runra-{self.node.settings.instance}/*")
+            if path.is_dir()
+        ]
+        processes = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    group = (entry / "cgroup").read_text()
+                except OSError:
+                    continue
+                if f"runra-{self.node.settings.instance}/" in group:
+                    processes.append(f"{entry.name} {line}")
+        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if data in line]
+        folders = [path.name for name in ("sandboxes", "trash") for path in Path(data, name).iterdir()]
+        return {"processes": processes, "mounts": mounts, "cgroups": groups, "folders": folders}
+
+
+NOTHING: dict[str, list[str]] = {"processes": [], "mounts": [], "cgroups": [], "folders": []}
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float = 10.0) -> None:
+    """Wait for a condition that must come true; fails loudly when it does not."""
+    async with asyncio.timeout(timeout):
+        while True:
+            held = condition()
+            if await held if isinstance(held, Awaitable) else held:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def start_host(data_dir: Path, **settings: Any) -> Host:
+    log = EventLog()
+    node = Node(NodeSettings(data_dir=data_dir, **settings), log)
+    host = Host(node)
+    await node.start()
+    original = log.publish
+
+    def publish(*args: Any, **kwargs: Any) -> Event:
+        event = original(*args, **kwargs)
+        host.events.append(event)
+        return event
+
+    log.publish = publish  # type: ignore[method-assign]
+    return host
+
+
+async def stop_host(host: Host) -> None:
+    for sandbox in list(host.node.sandboxes.values()):
+        await sandbox.terminate()
+    await host.node.settled()
+    await host.node.close()
