@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from runra.contract import SandboxConfig
 from runra.events import Event, EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
-from runra.node.agent.types import Exit, ExecSpec
+from runra.node.agent.types import ExecSpec, Exit
 
 
 class Host:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from runra.node.record import process_start
-
 from tests.hosting import NOTHING, start_host, stop_host, until
 
 #: A server in a process of its own: makes sandboxes, one of them paused, one with a running command, then waits.

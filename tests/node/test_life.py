@@ -13,7 +13,6 @@ import pytest
 from runra.contract import SandboxPatch
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
-
 from tests.hosting import NOTHING, Host, start_host, stop_host, until
 
 
