@@ -16,6 +16,7 @@ enum {
     OUT_ENOUGH = 256 << 10,  /* answers waiting: beyond it no request is read */
     OUT_COPY = 8 << 10,      /* output this short is queued, so that it leaves in one write with its neighbours */
     READS_A_TURN = 16,
+    LISTEN_PAUSE_MS = 50,
     OUTPUT_HEAD = FRAME_HEADER + 8,
 };
 
@@ -230,11 +231,23 @@ static void on_readable(struct watch *w, uint32_t events) {
     }
 }
 
+static struct timer listening_again;
+
+static void listen_again(struct timer *t) {
+    (void)t;
+    watch_set(&listener, EPOLLIN);
+}
+
 static void on_connect(struct watch *w, uint32_t events) {
     (void)events;
     int fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0) return;
+    if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
     drop();
+    if (fd < 0) { /* no descriptor left, say: the old connection has just freed one. Not at once, lest this spins */
+        watch_set(w, 0);
+        timer_start(&listening_again, LISTEN_PAUSE_MS, listen_again);
+        return;
+    }
     if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
 }
 

@@ -19,6 +19,7 @@
 enum { KILL_ROUNDS = 100, KILL_PAUSE_MS = 20 }; /* about two seconds */
 
 static int control;
+static pid_t group; /* the command's; 0 once it was reaped and its number may be another's */
 
 static void tell(enum shim_kind kind, int32_t a, uint32_t b) {
     struct shim_message m = {.kind = (int32_t)kind, .a = a, .b = b};
@@ -40,6 +41,13 @@ static void close_all_but(int *keep, size_t count) {
     close_range(from, ~0u, 0);
 }
 
+/* Without a readable /proc at least the command's own process group can be had. */
+static size_t signal_all(int signum) {
+    size_t hit = signum == SIGKILL ? tree_kill(getpid(), NULL, 0) : tree_signal(getpid(), signum, NULL, 0);
+    if (!hit && group > 0) hit = kill(-group, signum) == 0;
+    return hit;
+}
+
 /* Take one message from the agent. False when the agent is gone. */
 static bool take(bool *killing) {
     struct shim_message m;
@@ -49,8 +57,7 @@ static bool take(bool *killing) {
     if (m.kind == SHIM_KILL) {
         *killing = true;
     } else if (m.kind == SHIM_SIGNAL) {
-        size_t hit = m.a == SIGKILL ? tree_kill(getpid(), NULL, 0) : tree_signal(getpid(), m.a, NULL, 0);
-        tell(SHIM_SIGNALLED, hit ? 0 : ESRCH, m.b);
+        tell(SHIM_SIGNALLED, signal_all(m.a) ? 0 : ESRCH, m.b);
         if (m.a == SIGKILL) *killing = true;
     }
     return true;
@@ -59,16 +66,21 @@ static bool take(bool *killing) {
 void shim_main(const struct shim_start *start) {
     control = start->control;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    pid_t command = fork();
+    /* vfork spares a copy of the page tables. The command's preparation then runs in this memory, which neither side
+     * uses for anything else, and which nobody may trace: it is not dumpable. */
+    pid_t command = vfork();
     if (command < 0) {
         tell(SHIM_FAILED, errno, STAGE_FORK);
         _exit(1);
     }
     if (command == 0) exec_main(start);
+    group = command;
     prctl(PR_SET_NAME, "runra-shim");
     sigset_t set;
+    sigfillset(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL); /* a "kill -TERM -1" inside is not meant for it */
     sigemptyset(&set);
-    sigaddset(&set, SIGCHLD); /* blocked since the agent's start */
+    sigaddset(&set, SIGCHLD);
     int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     int keep[] = {control, signals, tree_proc_fd()};
     close_all_but(keep, 3);
@@ -82,6 +94,7 @@ void shim_main(const struct shim_start *start) {
             if (pid == command) {
                 status = one;
                 ended = true;
+                group = 0;
             }
         bool none = pid < 0 && errno == ECHILD;
         if (ended && !told && (none || !killing)) {
@@ -90,7 +103,7 @@ void shim_main(const struct shim_start *start) {
         }
         if (none) _exit(0);
         if (killing) {
-            tree_kill(getpid(), NULL, 0);
+            signal_all(SIGKILL);
             if (++rounds >= KILL_ROUNDS) {
                 if (!agent) _exit(1);
                 killing = false; /* what is left cannot die now; the agent's own deadline takes over */

@@ -55,7 +55,11 @@ class Host:
                 if f"runra-{self.node.settings.instance}/" in group:
                     processes.append(f"{entry.name} {line}")
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if data in line]
-        folders = [path.name for name in ("sandboxes", "trash") for path in Path(data, name).iterdir()]
+        mounts = [line for line in mounts if f" {data}/sandboxes " not in line]  # the disk they all lie on
+        home = Path(data, "sandboxes")
+        folders = [path.name for folder in (home, home / ".trash") if folder.exists() for path in folder.iterdir()]
+        folders += [path.name for path in Path(data, "records").iterdir()]
+        folders.remove(".trash") if ".trash" in folders else None
         return {"processes": processes, "mounts": mounts, "cgroups": groups, "folders": folders}
 
 

@@ -93,9 +93,9 @@ async def test_closing_a_node_keeps_its_sandboxes(tmp_path: Path) -> None:
 async def test_rubbish_in_the_data_folder_is_cleaned_away(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "sandboxes/sb_half/upper0").mkdir(parents=True)
-    (data / "sandboxes/sb_broken").mkdir()
-    (data / "sandboxes/sb_broken/state.json").write_text("{")
-    (data / "trash/old").mkdir(parents=True)
+    (data / "records").mkdir()
+    (data / "records/sb_broken.json").write_text("{")
+    (data / "sandboxes/.trash/old").mkdir(parents=True)
     host = await start_host(data)
     assert host.node.gone == {"sb_half": "error", "sb_broken": "error"}
     await until(lambda: host.left() == NOTHING)

@@ -21,6 +21,7 @@ from runra.events import EventLog
 from runra.ids import new_id
 from runra.node import cgroups
 from runra.node.agent.types import ExecSpec
+from runra.node.isolation import seccomp
 from runra.node.isolation.bubblewrap import find_bwrap
 from runra.node.launcher import Launcher, binary
 from runra.node.node import Node
@@ -66,7 +67,7 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
     With `trial`, a real sandbox is started, runs `true` and is terminated, in a folder beside the data folder's.
     """
     root = os.geteuid() == 0
-    findings = [_user(root), _kernel(root), _bwrap(), _native()]
+    findings = [_user(root), _kernel(root), _bwrap(), _native(), _filter()]
     with _scratch(data_dir) as scratch:
         if scratch is None:
             where = _standing(data_dir)
@@ -147,6 +148,18 @@ def _native() -> Finding:
         what, _, cure = error.message.partition(": ")
         return Finding("agent and launcher", "missing", what, cure)
     return Finding("agent and launcher", "ok", "compiled with this installation")
+
+
+def _filter() -> Finding:
+    name = "system-call filter"
+    try:
+        seccomp.program()
+    except RunraError as error:
+        what, _, cure = error.message.partition(": ")
+        return Finding(name, "missing", what, cure)
+    if "Seccomp:" not in Path("/proc/self/status").read_text():
+        return Finding(name, "missing", "this kernel has no seccomp", "boot one with CONFIG_SECCOMP_FILTER")
+    return Finding(name, "ok", f"an allow-list of {len(seccomp.ALLOWED)} calls")
 
 
 # --- what the kernel lets us do ---
@@ -253,7 +266,7 @@ def _limits(found: cgroups.Hierarchies) -> Iterator[Finding]:
         if enforced:
             yield Finding(title, "ok", f"held by cgroup {'v1' if name in found.v1 else 'v2'}")
         else:
-            yield Finding(title, "limited", f"no cgroup to hold it: a sandbox may take all of it", cure)
+            yield Finding(title, "limited", "no cgroup to hold it: a sandbox may take all of it", cure)
 
 
 def _freezer(found: cgroups.Hierarchies) -> Finding:
@@ -267,7 +280,6 @@ def _not_yet() -> Iterator[Finding]:
     """What this version does not do on any machine."""
     yield Finding("disk limit", "limited", "not enforced yet: a sandbox may fill the data folder's file system")
     yield Finding("network", "limited", "sandboxes have none yet, but for their own loopback")
-    yield Finding("system-call filter", "limited", "none yet: walls are namespaces, id ranges and dropped capabilities")
 
 
 # --- the trial ---

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import socket
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
-from runra.node.waiting import writable
+from runra.node.waiting import read_all, writable
 
 BIN: Final = Path(__file__).parent / "bin"
 _ANSWER_BYTES: Final = 256
 _DEADLINE: Final = 30.0
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: A started program's pid, and what `waitpid` will say of it.
 Spawned = tuple[int, "asyncio.Future[int]"]
@@ -56,7 +59,7 @@ class Launcher:
                 self._pid = os.posix_spawn(
                     binary("runra-launcher"),
                     ["runra-launcher"],
-                    {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+                    {"PATH": _PATH},
                     file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
                     setsid=True,
                 )
@@ -73,6 +76,26 @@ class Launcher:
     async def spawn(self, words: Sequence[str], fds: Sequence[int]) -> Spawned:
         """Start a program (launcher/stage.c has the words). Returns its pid and a future of its wait status."""
         return await self._request("spawn", words, fds)
+
+    async def run(self, *argv: str) -> None:
+        """Run a system tool to its end, within 60 s. Raises INTERNAL_ERROR with what it said when it fails."""
+        program = shutil.which(argv[0], path=_PATH)
+        if program is None:
+            raise RunraError("INTERNAL_ERROR", f"{argv[0]} is not installed")
+        said, said_theirs = os.pipe()
+        try:
+            with FileIO(os.devnull, "r+") as null:
+                _, exited = await self.spawn(["--", program, *argv[1:]], [null.fileno(), said_theirs, said_theirs])
+            os.close(said_theirs)
+            said_theirs = -1
+            words = (await read_all(said, 60.0)).decode(errors="replace").strip()
+            async with asyncio.timeout(60):
+                if await exited != 0:
+                    raise RunraError("INTERNAL_ERROR", f"{' '.join(argv)}: {words}")
+        finally:
+            os.close(said)
+            if said_theirs >= 0:
+                os.close(said_theirs)
 
     async def remove(self, path: Path) -> None:
         """Delete a tree of any depth. Raises INTERNAL_ERROR when something is left; the deadline is 10 minutes."""

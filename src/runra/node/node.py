@@ -18,6 +18,7 @@ from runra.errors import RunraError
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
+from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.images import RootFilesystem, host
 from runra.node.isolation import Box, Isolation
 from runra.node.isolation.bubblewrap import Bubblewrap
@@ -48,6 +49,7 @@ class Node:
         #: Awaited after each transition and change, before the call that made it returns.
         self.on_change: Callable[[Sandbox], Awaitable[None]] | None = None
         self._launcher = Launcher()
+        self._disk: Disk = PlainDisk(self._launcher)
         self._hierarchies = cgroups.Hierarchies()
         self._isolations: dict[str, Isolation] = {}
         self._root = os.geteuid() == 0
@@ -59,21 +61,24 @@ class Node:
     @property
     def enforced(self) -> dict[str, bool]:
         """Of each limit, whether this machine holds it."""
-        return {**self._hierarchies.enforced, "disk": False}
+        return {**self._hierarchies.enforced, "disk": self._disk.enforced}
 
     # --- start and stop ---
 
     async def start(self) -> None:
         """Prepare the data folder, adopt what lives, clean away what does not."""
-        for folder in (self.settings.sandboxes_dir, self.settings.images_dir, self._trash):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._hierarchies = cgroups.detect(self.settings.instance)
         await self._launcher.start()
+        self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
+        for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
+            folder.mkdir(mode=0o700, exist_ok=True)
         wall = Bubblewrap(self._launcher)
         self._isolations = {wall.name: wall}
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
-        await asyncio.gather(*(self._adopt(folder) for folder in self.settings.sandboxes_dir.iterdir()))
+        known = {path.stem for path in self.settings.records_dir.iterdir()}
+        known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
+        await asyncio.gather(*(self._adopt(name) for name in known))
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
@@ -86,24 +91,25 @@ class Node:
         """Let go of everything; finishes the cleaning under way, within a minute."""
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
-        await self._launcher.close()
         if not self.sandboxes:
             cgroups.remove_roots(self._hierarchies)
+            await self._quietly(self._disk.close())
+        await self._launcher.close()
 
     async def settled(self, timeout: float = 60.0) -> None:
         """Wait until what terminated sandboxes left is cleaned away."""
         if self._cleaning:
             await asyncio.wait(self._cleaning, timeout=timeout)
 
-    async def _adopt(self, folder: Path) -> None:
+    async def _adopt(self, name: str) -> None:
         try:
-            record = Record.load(folder)
+            record = Record.load(self.settings.records_dir / f"{name}.json")
         except (OSError, ValueError) as error:
-            log.warning("nothing to adopt in %s: %s", folder, error)
-            self.gone[folder.name] = "error"
-            await self._discard(folder, Cgroup(self._hierarchies, folder.name))
+            log.warning("sandbox %s cannot be adopted: %s", name, error)
+            self.gone[name] = "error"
+            await self._discard(name, Cgroup(self._hierarchies, name))
             return
-        sandbox = self._sandbox(record, folder)
+        sandbox = self._sandbox(record)
         try:
             if record.state not in ("running", "paused"):
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
@@ -141,7 +147,7 @@ class Node:
             created_at=now_iso(),
             first_id=self._take_ids() if self._root else None,
         )
-        sandbox = self._sandbox(record, self.settings.sandboxes_dir / sandbox_id)
+        sandbox = self._sandbox(record)
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
@@ -182,22 +188,31 @@ class Node:
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
         assert self._host_image is not None
-        folder.mkdir(mode=0o700)
-        record.save(folder)
         limits = record.config.resources
+        self._disk.make(folder, limits.disk_mb)
+        record.save(sandbox.record_path)
         sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
         with _listen(sandbox.socket_path) as listen:
-            box = Box(record.id, folder, self._host_image, sandbox.cgroup, listen, record.first_id)
+            box = Box(
+                id=record.id,
+                folder=folder,
+                root=self._host_image,
+                cgroup=sandbox.cgroup,
+                listen=listen,
+                memory_mb=limits.memory_mb,
+                first_id=record.first_id,
+            )
             isolation.prepare(box)
             _seed(folder / "upper0", record.id)
             pid = await isolation.start(box)
         await sandbox.started(pid)
 
-    def _sandbox(self, record: Record, folder: Path) -> Sandbox:
+    def _sandbox(self, record: Record) -> Sandbox:
         assert self._host_image is not None
         return Sandbox(
             record,
-            folder,
+            self.settings.sandboxes_dir / record.id,
+            self.settings.records_dir,
             Cgroup(self._hierarchies, record.id),
             events=self.events,
             enforced=self.enforced,
@@ -225,24 +240,28 @@ class Node:
 
     @property
     def _trash(self) -> Path:
-        return self.settings.data_dir / "trash"
+        """On the same file system as the sandboxes: moving a dead one's folder aside is one rename."""
+        return self.settings.sandboxes_dir / ".trash"
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
-        self._clean(self._discard(sandbox.folder, sandbox.cgroup))
+        self._clean(self._discard(sandbox.id, sandbox.cgroup))
 
-    async def _discard(self, folder: Path, cgroup: Cgroup) -> None:
+    async def _discard(self, name: str, cgroup: Cgroup) -> None:
         cgroup.thaw()
         await self._quietly(cgroup.remove())
-        aside = self._trash / f"{folder.name}-{secrets.token_hex(4)}"
+        aside = self._trash / f"{name}-{secrets.token_hex(4)}"
         with contextlib.suppress(FileNotFoundError):
-            folder.rename(aside)
+            (self.settings.sandboxes_dir / name).rename(aside)
             await self._delete(aside)
+        # Last: as long as something is left, the next start finds it by its record.
+        for path in self.settings.records_dir.glob(f"{name}.*"):
+            path.unlink(missing_ok=True)
 
     async def _delete(self, folder: Path) -> None:
-        await self._quietly(self._launcher.remove(folder))
+        await self._quietly(self._disk.remove(folder))
 
     def _clean(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="clean-up")

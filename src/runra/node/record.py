@@ -6,11 +6,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from runra.contract import SandboxConfig, SandboxState, TerminationReason
+from runra.contract import CLIENT, SandboxConfig, SandboxState, TerminationReason
 
 
 class Record(BaseModel):
-    """One sandbox's `state.json`. It need not survive the machine, only the server: no process outlives a reboot."""
+    """One sandbox's record, kept apart from its folder, whose disk may be full.
+
+    It need not survive the machine, only the server: no process outlives a reboot.
+    """
 
     id: str
     organization_id: str
@@ -32,16 +35,16 @@ class Record(BaseModel):
     running_since_ms: int = 0
     paused_since_ms: int = 0
 
-    def save(self, folder: Path) -> None:
-        """Replace `state.json` in one step."""
-        fresh = folder / ".state.json.new"
+    def save(self, path: Path) -> None:
+        """Replace the record at `path` in one step."""
+        fresh = path.with_suffix(".new")
         fresh.write_text(self.model_dump_json())
-        fresh.rename(folder / "state.json")
+        fresh.rename(path)
 
     @classmethod
-    def load(cls, folder: Path) -> Record:
+    def load(cls, path: Path) -> Record:
         """Raises OSError or ValueError when there is none, or none that can be read."""
-        return cls.model_validate_json((folder / "state.json").read_text(), context={"client": True})
+        return cls.model_validate_json(path.read_text(), context=CLIENT)
 
 
 def process_start(pid: int) -> int:

@@ -45,6 +45,7 @@ class Sandbox:
         self,
         record: Record,
         folder: Path,
+        records: Path,
         cgroup: Cgroup,
         *,
         events: EventLog,
@@ -56,6 +57,7 @@ class Sandbox:
     ) -> None:
         self.record = record
         self.folder = folder
+        self._records = records
         self.cgroup = cgroup
         self._events = events
         self._enforced = enforced
@@ -95,7 +97,11 @@ class Sandbox:
 
     @property
     def socket_path(self) -> Path:
-        return self.folder / "agent.sock"
+        return self._records / f"{self.id}.sock"
+
+    @property
+    def record_path(self) -> Path:
+        return self._records / f"{self.id}.json"
 
     def info(self) -> SandboxInfo:
         record, config = self.record, self.record.config
@@ -366,7 +372,8 @@ class Sandbox:
         self._arm()
 
     async def _save(self) -> None:
-        self.record.save(self.folder)
+        if self.record.state != "terminated":  # then the record goes as well
+            self.record.save(self.record_path)
         await self._on_change(self)
 
     async def _changed(self, event: EventType, data: dict[str, Any]) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 #: Ids each sandbox owns outside: its root is the first, nobody's otherwise. One range per sandbox, so that two
 #: sandboxes never share a uid, a keyring or a per-uid limit.
 IDS_PER_SANDBOX: Final = 65_536
+
+
+DiskMode = Literal["auto", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,19 @@ class NodeSettings:
     concurrent_starts: int = 8
     #: Seconds a sandbox may take to start before it is given up and cleaned away.
     start_timeout: float = 30.0
+    #: `auto`: the best disk quota this machine has; `none`: plain folders.
+    disk: DiskMode = "auto"
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
 
     @property
     def sandboxes_dir(self) -> Path:
         return self.data_dir / "sandboxes"
+
+    @property
+    def records_dir(self) -> Path:
+        """Each sandbox's record and its agent's socket; never on a disk that a sandbox can fill."""
+        return self.data_dir / "records"
 
     @property
     def images_dir(self) -> Path:

@@ -36,6 +36,10 @@ REPLY_TIMEOUT: Final = 10.0
 _SUN_PATH: Final = 108
 _MOST_STATUSES: Final = 4096
 _MOST_LEAVING: Final = 65536
+#: Bytes written and not yet taken beyond which nothing new is asked.
+_MOST_UNSENT: Final = 32 << 20
+#: Seconds a closed link waits for the agent to take the last frames.
+_LINGER: Final = 2.0
 _TITLE: Final = 1000
 
 T = TypeVar("T")
@@ -171,7 +175,11 @@ class AgentLink:
 
     async def close(self) -> None:
         """Close the connection. The agent and its processes live on."""
-        self._lost("the link was closed")
+        if not self.closed and self._transport.get_write_buffer_size():
+            self._transport.close()  # what was written goes out first, if the agent still reads
+            self.loop.call_later(_LINGER, self._transport.abort)
+        self._lost("the link was closed", abort=False)
+        await asyncio.sleep(0)
 
     async def ping(self, timeout: float = 5.0) -> None:
         """See that the agent answers; AgentLost when it does not within `timeout` seconds."""
@@ -251,8 +259,13 @@ class AgentLink:
         return channel
 
     def check(self) -> None:
+        """Before anything new is asked: the link stands, and the agent takes what was sent (a frozen one does not)."""
         if self.closed:
             raise AgentLost(self._why)
+        if self._transport.get_write_buffer_size() > _MOST_UNSENT:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED", "the sandbox does not take its requests", details={"reason": "agent_busy"}
+            )
 
     async def reply(self, future: Awaitable[T], give_up: Callable[[], None], timeout: float = REPLY_TIMEOUT) -> T:
         """Await the agent's answer; whatever ends the wait early gives the stream up."""
@@ -303,12 +316,13 @@ class AgentLink:
         elif not self.closed:
             raise ProtocolError(f"a frame for stream {frame.stream}, which is not open")
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: str, *, abort: bool = True) -> None:
         if self.closed:
             return
         self.closed = True
         self._why = why
-        self._transport.abort()
+        if abort or not self._transport.is_closing():
+            self._transport.abort()
         self._leaving.clear()
         for stream in list(self._streams.values()):
             stream.fail(AgentLost(why))

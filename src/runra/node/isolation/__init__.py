@@ -20,6 +20,7 @@ class Box:
     root: RootFilesystem
     cgroup: Cgroup
     listen: socket.socket
+    memory_mb: int
     #: The first of 65,536 ids outside that are the sandbox's 0…65535; None where only our own id can be used.
     first_id: int | None
 

@@ -41,6 +41,7 @@ _CAPABILITIES: Final = (
     *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
     *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL"),
 )
+_RUN_BYTES: Final = 64 << 20
 _START_TIMEOUT: Final = 20.0
 
 
@@ -148,8 +149,10 @@ class Bubblewrap:
             for layer, lower in reversed(list(enumerate(overlay.lower))):
                 arguments += ["--overlay-src", f"{_STAGE}/lower{number}.{layer}" if staged else str(lower)]
             arguments += ["--overlay", f"{folder}/upper{number}", f"{folder}/work{number}", overlay.target]
-        arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
-        arguments += ["--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
+        arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(_RUN_BYTES), "--tmpfs", "/run"]
+        # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
+        arguments += ["--perms", "1777", "--size", str(box.memory_mb << 19), "--tmpfs", "/dev/shm"]  # noqa: S108
+        arguments += ["--remount-ro", "/dev"]
         for path in self._masked:
             arguments += ["--ro-bind", "/dev/null", path]
         arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]

@@ -1,0 +1,122 @@
+"""One sandbox takes all it can get; its limits hold, its neighbour and the host do not feel it.
+
+Every bomb here is inside a sandbox's own cgroup and disk quota, with small limits, and ends by itself or with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from runra.errors import RunraError
+from runra.node import Sandbox
+from runra.node.agent.types import ExecSpec
+from tests.hosting import NOTHING, Host, start_host, stop_host, until
+
+#: Small limits, so that a test fills them quickly: 256 MB of memory, 300 MB of disk.
+SMALL = {"resources": {"cpu": 1, "memoryMb": 256, "diskMb": 300}}
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[Host]:
+    host = await start_host(tmp_path / "data", max_pids=200)
+    yield host
+    await stop_host(host)
+    await until(lambda: host.left() == NOTHING)
+
+
+async def latencies(host: Host, neighbour: Sandbox, seconds: float) -> list[float]:
+    """What `true` costs in another sandbox meanwhile, in ms."""
+    found = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        started = time.perf_counter()
+        _, exit = await host.run(neighbour, "true")
+        assert exit.code == 0
+        found.append((time.perf_counter() - started) * 1000)
+        await asyncio.sleep(0.02)
+    return found
+
+
+BOMBS = {
+    "fork bomb": ":(){ :|:& };:; sleep 3",
+    "memory": "python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'; true",
+    "tmpfs": "head -c 1G /dev/zero > /dev/shm/fill; sleep 1",
+    "processor": "for i in 1 2 3 4 5 6; do (while :; do :; done) & done; sleep 3; kill 0",
+    "output": "timeout 3 yes",
+    "descriptors": "python3 -c 'import os\nwhile True: os.dup(0)' 2>/dev/null; sleep 1",
+    "threads": "python3 -c 'import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()' 2>/dev/null; true",
+    "zombies": "python3 -c 'import os, time\nfor i in range(150):\n  if not os.fork(): os._exit(0)\ntime.sleep(2)'",
+}
+
+
+@pytest.mark.parametrize("bomb", list(BOMBS))
+async def test_a_bomb_stays_inside(small: Host, bomb: str) -> None:
+    bomber, neighbour = await small.create(**SMALL), await small.create(**SMALL)
+    async with bomber.use() as agent:
+        process = await agent.exec(ExecSpec(command=BOMBS[bomb], env=bomber.env, timeout_ms=6000))
+        measured = await latencies(small, neighbour, 2.5)
+        assert (bomber.cgroup.usage())["processes"] <= 200
+        assert (bomber.cgroup.usage())["memoryBytes"] <= 256 << 20
+        # Two cores serve bomber, neighbour and this test: a bound against starvation, not a benchmark.
+        assert statistics.median(measured) < 100, sorted(measured)[-5:]
+        async with asyncio.timeout(15):
+            await process.wait()
+        # The command is over, what it left in the background is not: its owner can still end all of it.
+        with contextlib.suppress(RunraError):  # nothing left is fine, too
+            await agent.signal(process.pid, signal.SIGKILL)
+        await until(lambda: bomber.cgroup.usage()["processes"] < 20)
+    assert bomber.info().state == "running"
+    output, _ = await small.run(bomber, "echo alive")
+    assert output == "alive\n"
+
+
+async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
+    if not small.node.enforced["disk"]:
+        pytest.fail("no disk quota on this machine: apt-get install btrfs-progs")
+    bomber, neighbour = await small.create(**SMALL), await small.create(**SMALL)
+    before = os.statvfs(small.node.settings.data_dir)
+    output, _ = await small.run(bomber, "head -c 2G /dev/zero > /workspace/fill; sync; du -m /workspace/fill | cut -f1")
+    assert "No space left" in output or "quota exceeded" in output
+    assert int(output.split()[-1]) <= 300
+    for place in ("/tmp/more", "/usr/more", "/root/more"):
+        output, _ = await small.run(bomber, f"head -c 50M /dev/zero > {place} 2>&1; stat -c %s {place} || echo 0")
+        assert int(output.split()[-1]) < 50 << 20, place
+    output, exit = await small.run(neighbour, "head -c 50M /dev/zero > /workspace/fine && echo fine")
+    assert (output, exit.code) == ("fine\n", 0)
+    async with bomber.use() as agent:
+        await bomber.pause()
+        await bomber.resume()
+        with pytest.raises(RunraError) as caught:
+            await agent.files.write("/workspace/file", b"x" * (8 << 20))
+        assert caught.value.details.get("reason") == "disk_full", caught.value
+        await agent.files.delete("/workspace/fill")
+        await agent.files.write("/workspace/file", b"room again")
+    after = os.statvfs(small.node.settings.data_dir)
+    assert (before.f_bavail - after.f_bavail) * before.f_frsize < 500 << 20
+    await bomber.terminate()
+    output, _ = await small.run(neighbour, "echo alive")
+    assert output == "alive\n"
+
+
+async def test_a_million_files_stop_at_the_quota(small: Host) -> None:
+    """Inodes are disk, too: their metadata counts against the same quota."""
+    bomber = await small.create(resources={"cpu": 1, "memoryMb": 256, "diskMb": 32})
+    script = (
+        "import os\nos.mkdir('/workspace/many')\n"
+        "try:\n  for i in range(1_000_000): os.mknod(f'/workspace/many/{i:0200d}')\n"
+        "except OSError as error: print(i, error.strerror)\n"
+    )
+    async with bomber.use() as agent:
+        process = await agent.exec(ExecSpec(argv=("python3", "-c", script), env=bomber.env, timeout_ms=60_000))
+        output = b"".join([chunk.data async for chunk in process.output()]).decode()
+    assert "exceeded" in output or "No space" in output, output
+    assert (await bomber.metrics())["diskBytes"] < 64 << 20
