@@ -117,6 +117,7 @@ static void reap(int signal_fd) {
 }
 
 int main(void) {
+    close_range(3, ~0U, 0); /* whatever the server's parent left open is no business of a sandbox */
     sigset_t watched;
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);

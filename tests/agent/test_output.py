@@ -110,7 +110,9 @@ async def test_without_a_reader_the_latest_is_kept(link: AgentLink) -> None:
 
 async def test_reattach_after_a_lost_connection_misses_nothing(agent: Agent) -> None:
     first = await agent.connect()
-    process = await first.exec(ExecSpec(command="for i in $(seq 40); do head -c 100000 /dev/zero | tr '\\0' $((i % 10)); done"))
+    process = await first.exec(
+        ExecSpec(command="for i in $(seq 40); do head -c 100000 /dev/zero | tr '\\0' $((i % 10)); done")
+    )
     whole = b"".join(b"%d" % (i % 10) * 100_000 for i in range(1, 41))
     digest, at = hashlib.sha256(), 0
     async for piece in process.output():
@@ -197,7 +199,7 @@ async def test_an_idle_agent_is_small_and_sleeps(link: AgentLink, agent: Agent) 
     stat = f"/proc/{agent.pid}/status"
 
     def switches() -> str:
-        return [line for line in open(stat) if line.startswith("voluntary")][0]
+        return next(line for line in open(stat) if line.startswith("voluntary"))
 
     before = switches()
     await asyncio.sleep(1.5)

@@ -18,7 +18,9 @@ from .harness import Agent, alive, children, finish, run, until
 
 #: A grandchild that left session, parent and terminal behind, as daemons do; prints its pid.
 DAEMON = "python3 -c 'import os,time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n{}'"
-STUBBORN = DAEMON.format("import signal\nfor s in (1,2,15): signal.signal(s, 1)\nprint(os.getpid(), flush=True)\ntime.sleep(60)")
+STUBBORN = DAEMON.format(
+    "import signal\nfor s in (1,2,15): signal.signal(s, 1)\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+)
 PLAIN = DAEMON.format("print(os.getpid(), flush=True)\ntime.sleep(60)")
 
 
@@ -92,10 +94,10 @@ async def test_signal_reaches_the_tree(link: AgentLink) -> None:
 
 
 async def test_signal_after_the_command_ended(link: AgentLink, agent: Agent) -> None:
-    process = await link.exec(ExecSpec(command=PLAIN))
-    out, _, end = await finish(process)
-    assert end.code == 0
-    daemon = int(out)
+    process = await link.exec(ExecSpec(command=f"{PLAIN} > {agent.home}/pid"))
+    assert (await process.wait()).code == 0
+    await until(lambda: (agent.home / "pid").read_text().endswith("\n"))
+    daemon = int((agent.home / "pid").read_text())
     assert alive(daemon)
     await link.signal(process.pid, signal.SIGKILL)
     await until(lambda: not alive(daemon) and not list(children(agent.pid)))

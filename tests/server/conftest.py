@@ -14,11 +14,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvicorn
+from yarl import URL
 
 from runra.server.app import create_app
-from runra.server.main import _Server
-from runra.server.protocol import BoundedProtocol
+from runra.server.main import Server, bound
 from runra.server.settings import ServerSettings
 
 from . import fake
@@ -51,8 +50,12 @@ class Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return {**options, "headers": {**headers, **options.get("headers", {})}}
 
-    async def call(self, method: str, path: str, **options: Any) -> Answer:
-        async with self.session.request(method, f"{self.url}/v1{path}", **self._options(options)) as response:
+    def _target(self, path: str | URL) -> str | URL:
+        target = f"{self.url}/v1{path}"
+        return URL(target, encoded=True) if isinstance(path, URL) else target
+
+    async def call(self, method: str, path: str | URL, **options: Any) -> Answer:
+        async with self.session.request(method, self._target(path), **self._options(options)) as response:
             return Answer(response.status, response.headers, await response.read())
 
     def open(self, method: str, path: str, **options: Any) -> Any:
@@ -126,17 +129,14 @@ async def started(settings: ServerSettings, world: dict[str, fake.Sandbox] | Non
         return nodes[0]
 
     app = create_app(settings, make)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, http=BoundedProtocol, loop="none", ws="websockets-sansio", lifespan="on",
-        log_config=None, access_log=False, timeout_graceful_shutdown=2, server_header=False,
-    )  # fmt: skip
-    server = _Server(config, app)
-    task = asyncio.create_task(server._serve())
+    server = Server(app, replace(settings, shutdown_s=2), loop="none")
+    listener = bound("127.0.0.1", 0)
+    task = asyncio.create_task(server._serve([listener]))
     while not server.started:
         if task.done():
             task.result()
         await asyncio.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = listener.getsockname()[1]
     key = (settings.data_dir / "bootstrap-key").read_text().strip()
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout) as session:

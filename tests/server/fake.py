@@ -81,7 +81,9 @@ class Core:
         loop = asyncio.get_running_loop()
         if spec.pty:
             reader = asyncio.StreamReader()
-            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self.master), "rb"))
+            await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(self.master), "rb")
+            )
             streams = [("stdout", reader)]
         else:
             streams = [("stdout", self.proc.stdout), ("stderr", self.proc.stderr)]
@@ -105,7 +107,9 @@ class Core:
         while True:
             async with self.changed:
                 await self.changed.wait_for(
-                    lambda: self.reader is None or self.end - self.reader.at < WINDOW or self.proc.returncode is not None
+                    lambda: (
+                        self.reader is None or self.end - self.reader.at < WINDOW or self.proc.returncode is not None
+                    )
                 )
             try:
                 data = await stream.read(64 << 10)
@@ -231,10 +235,7 @@ class Process:
         if self.core.master >= 0:
             fcntl.ioctl(self.core.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
-    async def __aenter__(self) -> Process:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
+    def detach(self) -> None:
         self.left = True
         if self.core.reader is self:
             self.core.reader = None
@@ -287,7 +288,9 @@ class Files:
             type=kind,
         )
 
-    async def read(self, path: str, *, offset: int = 0, length: int | None = None, cwd: str = "/", user: str = "") -> Any:
+    async def read(
+        self, path: str, *, offset: int = 0, length: int | None = None, cwd: str = "/", user: str = ""
+    ) -> Any:
         real = self.real(path, cwd)
         try:
             file = real.open("rb")
@@ -298,8 +301,17 @@ class Files:
         self.link.streams.append(stream)
         return stream
 
-    async def write(self, path: str, chunks: Any, *, mode: int | None = None, fsync: bool = False,
-                    make_parents: bool = True, cwd: str = "/", user: str = "") -> FileEntry:
+    async def write(
+        self,
+        path: str,
+        chunks: Any,
+        *,
+        mode: int | None = None,
+        fsync: bool = False,
+        make_parents: bool = True,
+        cwd: str = "/",
+        user: str = "",
+    ) -> FileEntry:
         real = self.real(path, cwd)
         try:
             if make_parents:
@@ -378,21 +390,44 @@ class Files:
                 with tarfile.open(fileobj=file) as tar:
                     tar.extractall(real, filter="data")
             except tarfile.TarError as error:
-                raise RunraError("INVALID_REQUEST", f"not a tar archive: {error}", details={"reason": "bad_archive"}) from None
+                raise RunraError(
+                    "INVALID_REQUEST", f"not a tar archive: {error}", details={"reason": "bad_archive"}
+                ) from None
             except OSError as error:
                 raise file_error(error, path) from None
 
-    async def watch(self, path: str, *, recursive: bool = False, cwd: str = "/", user: str = "") -> Any:
-        real = self.real(path, cwd)
-        before = {child.name for child in real.iterdir()} if real.is_dir() else set()
+    def watch(self, path: str, *, recursive: bool = False, cwd: str = "/", user: str = "") -> Watch:
+        return Watch(self, path, self.real(path, cwd))
+
+
+class Watch:
+    """Looks at one folder again and again."""
+
+    def __init__(self, files: Files, path: str, real: Path) -> None:
+        self.files, self.path, self.real = files, path, real
+        self.before: set[str] = set()
+
+    def _names(self) -> set[str]:
+        return {child.name for child in self.real.iterdir()}
+
+    async def ready(self) -> None:
+        try:
+            self.before = self._names()
+        except OSError as error:
+            raise file_error(error, self.path) from None
+
+    async def __aiter__(self) -> Any:
         while True:
             await asyncio.sleep(0.02)
-            now = {child.name for child in real.iterdir()} if real.is_dir() else set()
+            before, now = self.before, self._names()
+            self.before = now
             for name in sorted(now - before):
-                yield WatchEvent(type="created", path=f"{path}/{name}")
+                yield WatchEvent(type="created", path=f"{self.path}/{name}")
             for name in sorted(before - now):
-                yield WatchEvent(type="deleted", path=f"{path}/{name}")
-            before = now
+                yield WatchEvent(type="deleted", path=f"{self.path}/{name}")
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
 
 
 class Link:
@@ -432,7 +467,9 @@ class Link:
 
     async def processes(self) -> list[ProcessStatus]:
         return [
-            ProcessStatus(core.pid, core.spec.command or " ".join(core.spec.argv), core.started_at_ms, core.exit, core.spec.tag)
+            ProcessStatus(
+                core.pid, core.spec.command or " ".join(core.spec.argv), core.started_at_ms, core.exit, core.spec.tag
+            )
             for core in self.cores.values()
         ]
 

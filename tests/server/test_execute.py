@@ -79,10 +79,10 @@ async def test_events_tell_of_commands(run: Running, box: str) -> None:
 
 
 async def test_a_stream(client: Client, box: str) -> None:
-    command = "printf 'a\\n'; sleep 0.1; printf 'é' | head -c1; sleep 0.1; printf 'é' | tail -c1; printf '\\xff\\xfe'; exit 2"
-    async with client.open(
-        "POST", f"/sandboxes/{box}/execute", json={"command": command}, headers=STREAM
-    ) as response:
+    command = (
+        "printf 'a\\n'; sleep 0.1; printf 'é' | head -c1; sleep 0.1; printf 'é' | tail -c1; printf '\\xff\\xfe'; exit 2"
+    )
+    async with client.open("POST", f"/sandboxes/{box}/execute", json={"command": command}, headers=STREAM) as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
         events = await sse(response)

@@ -9,6 +9,7 @@ import tarfile
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from .conftest import Client, Running, sse
 
@@ -102,7 +103,15 @@ async def test_empty_and_large(run: Running, box: str) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["", "path=", "path=a%00b", "path=x&path=y", "path=x&extra=1", "path=%ff", "path=" + "x" * 4097, "path=x&recursive=maybe"],
+    [
+        "",
+        "path=",
+        "path=a%00b",
+        "path=x&path=y",
+        "path=x&extra=1",
+        "path=" + "x" * 4097,
+        "path=x&recursive=maybe",
+    ],
 )
 async def test_bad_queries(client: Client, box: str, query: str) -> None:
     answer = await client.call("DELETE", f"/sandboxes/{box}/files?{query}")
@@ -116,7 +125,7 @@ async def test_an_upload_cut_short_leaves_nothing(run: Running, box: str) -> Non
         await asyncio.sleep(0.1)
         raise ConnectionError
 
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the client makes of its own failure
+    with pytest.raises(Exception):  # noqa: B017 - whatever the client makes of its own failure
         await run.client.call("PUT", f"/sandboxes/{box}/files?path=half", data=body())
     await asyncio.sleep(0.1)
     assert list((run.node.sandboxes[box].link.root / "workspace").iterdir()) == []
@@ -137,6 +146,20 @@ async def test_a_download_cut_short_frees_the_file(run: Running, box: str) -> No
     (stream,) = run.node.sandboxes[box].link.streams
     assert stream.closed
     assert run.node.sandboxes[box].users == 0
+
+
+async def test_names_that_are_no_text(run: Running, box: str) -> None:
+    client, base = run.client, f"/sandboxes/{box}/files"
+    made = await client.call("PUT", URL(f"{base}?path=a%ff", encoded=True), data=b"x")
+    assert made.json["name"] == "a\udcff"
+    listed = await client.call("GET", f"{base}/list?path=.")
+    assert listed.json["data"][0]["path"] == "/workspace/a\udcff"
+    assert (run.node.sandboxes[box].link.root / "workspace" / "a\udcff").exists()
+    assert (await client.call("GET", URL(f"{base}/stat?path=b%ff", encoded=True))).status == 400
+    async with client.open("GET", "/events", headers={"Last-Event-ID": "evt_0"}) as response:
+        assert (await sse(response, 4))[2]["data"]["data"]["path"] == "a?"
+    assert (await client.call("GET", URL("/sandboxes?image=%ff", encoded=True))).status == 400
+    assert (await client.call("GET", URL("/sandboxes?metadata[%ff]=%fe", encoded=True))).status == 400
 
 
 async def test_archives(client: Client, box: str) -> None:

@@ -24,7 +24,7 @@ async def test_a_terminal(run: Running) -> None:
     box = (await run.client.sandbox())["id"]
     async with run.client.ws(f"/sandboxes/{box}/pty?cols=120&rows=40") as socket:
         pid = (await socket.receive_json(timeout=10))["start"]["pid"]
-        await socket.send_bytes(b"stty size; echo $TERM; tty >/dev/null && echo real\n")
+        await socket.send_bytes(b"stty size; echo $TERM; tty >/dev/null && echo re''al\n")
         got = await _until(socket, b"real\r\n")
         assert b"40 120" in got
         assert b"xterm-256color" in got
