@@ -58,13 +58,14 @@ static char *resolve(const char *path) {
 }
 
 /* A file that is mounted by itself (/etc/hosts, often) cannot be replaced: then its content is. */
-static void overwrite(int dir, const char *path) {
+static void overwrite(int dir, const char *path, mode_t mode) {
     char chunk[CHUNK];
     int from = openat(dir, work_temporary_name(), O_RDONLY | O_CLOEXEC);
     int to = open(path, O_WRONLY | O_TRUNC | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (from < 0 || to < 0) work_fail(errno, NULL);
     for (ssize_t got; (got = read(from, chunk, sizeof chunk)) != 0;)
         if (got < 0 || !write_all(to, chunk, (size_t)got)) work_fail(errno, NULL);
+    if (fchmod(to, mode) < 0 && errno != EPERM) work_fail(errno, NULL);
     unlinkat(dir, work_temporary_name(), 0);
     close(from);
     close(to);
@@ -79,10 +80,10 @@ static void take_after(int fd, const struct stat *old, mode_t *mode) {
     if (fchown(fd, old->st_uid, old->st_gid) < 0) *mode &= 0777; /* never set-id for somebody else */
 }
 
-static void put_in_place(int dir, const char *target, bool replaces) {
+static void put_in_place(int dir, const char *target, bool replaces, mode_t mode) {
     if (renameat(dir, work_temporary_name(), dir, base_name(target)) < 0) {
         if (errno != EBUSY || !replaces) work_fail(errno, NULL);
-        overwrite(dir, target);
+        overwrite(dir, target, mode);
     }
     work_temporary(-1, NULL);
 }
@@ -112,7 +113,7 @@ void do_write(const char *path, const struct request *r) {
     if (replaces) take_after(fd, &old, &mode);
     if (request_has(r, T_MODE)) mode = (mode_t)(r->number[T_MODE] & 07777);
     if (fchmod(fd, mode) < 0 || ((flags & FLAG_SYNC) && fsync(fd) < 0)) work_fail(errno, NULL);
-    put_in_place(dir, target, replaces);
+    put_in_place(dir, target, replaces, mode);
     if (flags & FLAG_SYNC) {
         int readable = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (readable >= 0) fsync(readable); /* best effort: the folder may not be ours to read */

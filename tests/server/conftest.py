@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from runra.server.app import create_app
+from runra.server.app import create_app, real_node
 from runra.server.main import Server, bound
 from runra.server.settings import ServerSettings
 
@@ -108,7 +108,7 @@ async def sse(response: Any, limit: int | None = None) -> list[dict[str, Any]]:
 class Running:
     settings: ServerSettings
     app: Any
-    node: fake.Node
+    node: Any
     client: Client
     server: Any
     world: dict[str, fake.Sandbox] = field(default_factory=dict)
@@ -119,13 +119,15 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def started(settings: ServerSettings, world: dict[str, fake.Sandbox] | None = None) -> AsyncIterator[Running]:
-    """A server, from start to stop. A `world` carries its sandboxes to the next one."""
+async def started(
+    settings: ServerSettings, world: dict[str, fake.Sandbox] | None = None, *, real: bool = False
+) -> AsyncIterator[Running]:
+    """A server, from start to stop. A `world` carries its sandboxes to the next one. `real` takes the real node."""
     keep = world if world is not None else {}
-    nodes: list[fake.Node] = []
+    nodes: list[Any] = []
 
     def make(given: ServerSettings, events: Any) -> Any:
-        nodes.append(fake.Node(given.data_dir / "world", events, keep))
+        nodes.append(real_node(given, events) if real else fake.Node(given.data_dir / "world", events, keep))
         return nodes[0]
 
     app = create_app(settings, make)

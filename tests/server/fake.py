@@ -513,6 +513,10 @@ class Sandbox:
             await self.node.on_change(self)
         self.node.events.publish(type, self.id, data, organization_id=self.organization_id)
 
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(self.config.env)
+
     def _alive(self) -> None:
         if self.state == "terminated":
             raise RunraError("INVALID_STATE", f"sandbox {self.id} is terminated", details={"state": "terminated"})

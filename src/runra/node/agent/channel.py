@@ -64,7 +64,7 @@ class Channel:
         self._granted = WINDOW
         self._owed = 0
         self._credit = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
         self.started: asyncio.Future[Fields] = link.loop.create_future()
 
     # --- from the agent ---
@@ -138,12 +138,15 @@ class Channel:
     async def changed(self, timeout: float | None = None) -> None:
         """Wait for the next frame, loss or leave. TimeoutError after `timeout` seconds."""
         waiter = self._link.loop.create_future()
-        self._waiters.append(waiter)
-        if timeout is None:
-            await waiter
-        else:
-            async with asyncio.timeout(timeout):
+        self._waiters.add(waiter)
+        try:
+            if timeout is None:
                 await waiter
+            else:
+                async with asyncio.timeout(timeout):
+                    await waiter
+        finally:
+            self._waiters.discard(waiter)
 
     @property
     def over(self) -> bool:

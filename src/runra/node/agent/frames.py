@@ -231,7 +231,7 @@ class Decoder:
     `writable()` is where the next bytes go; `written(n)` says how many came and returns the frames now whole.
     """
 
-    def __init__(self, size: int = 256 << 10) -> None:
+    def __init__(self, size: int = 128 << 10) -> None:
         if size < HEADER.size + MAX_OUTPUT:
             raise ValueError("the buffer must hold the largest frame")
         self._buffer = bytearray(size)

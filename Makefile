@@ -1,0 +1,89 @@
+# Everything a developer does here, by name. `make` alone lists it.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NATIVE := $(VENV)/.native
+C_FILES := $(wildcard guest/*.c guest/*.h launcher/*.c launcher/*.h)
+
+# The first Python on the PATH that is new enough; PYTHON=… overrides.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+WORKERS ?= 2
+
+.PHONY: help install demo test lint native generate bench clean
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(NATIVE) ## .venv with everything in it, C parts compiled; what the machine lacks first
+	@echo "Runra is installed: $(BIN)/runra --help"
+
+demo: install ## a server of its own and the main job, with real output
+	@$(BIN)/python examples/demo.py
+
+test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan
+	$(BIN)/python -m pytest -n $(WORKERS) tests
+	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
+
+lint: install ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+native: ## compile the agent and the launcher again
+	$(BIN)/python build_native.py
+	@touch $(NATIVE)
+
+generate: install ## the SDK's sync half from its async half
+	$(BIN)/python scripts/generate_sync.py
+
+bench: install ## the table of benchmarks/
+	$(BIN)/python benchmarks/run.py
+
+clean: ## what building and testing left; not .venv
+	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f $(NATIVE)
+
+$(STAMP): pyproject.toml
+	@$(MAKE) --no-print-directory machine
+	@test -x $(BIN)/pip || { rm -rf $(VENV); "$(PYTHON)" -m venv $(VENV); }
+	@echo "Installing Runra and its tools into $(VENV)"
+	@RUNRA_REQUIRE_NATIVE=1 $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP) $(NATIVE)
+
+# The installation above compiles as well: then there is nothing newer than its mark.
+$(NATIVE): $(STAMP) $(C_FILES) build_native.py
+	@if [ ! -e $@ ] || [ -n "$$(find guest launcher build_native.py -newer $@)" ]; then \
+	    echo "Compiling the agent and the launcher"; $(BIN)/python build_native.py && touch $@; \
+	fi
+
+# What pip cannot bring: Python's venv module, a C compiler, the C library's headers and static library. On Debian and
+# its relatives root gets what is missing; anyone else is told what to install.
+.PHONY: machine
+machine:
+	@if [ -z "$(PYTHON)" ]; then \
+	    echo "Runra needs Python 3.11 or later, and none is on the PATH: apt-get install python3 (Debian 12, Ubuntu 24.04)," >&2; \
+	    echo "or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	lacks() { \
+	    "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+	        || "$(PYTHON)" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'; \
+	    "$(PYTHON)" -c 'import ctypes.util, sys; sys.exit(not ctypes.util.find_library("seccomp"))' || echo libseccomp2; \
+	    command -v "$${CC:-cc}" >/dev/null || command -v gcc >/dev/null || echo gcc; \
+	    printf '#include <linux/mount.h>\n#include <stdio.h>\nint main(void) { return puts("") < 0; }\n' \
+	        | "$$(command -v "$${CC:-cc}" || echo gcc)" -static -x c -o /dev/null - 2>/dev/null || echo libc6-dev; \
+	}; \
+	missing=$$(lacks | tr '\n' ' '); \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing what this machine lacks: $$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null \
+	        && missing=$$(lacks | tr '\n' ' '); \
+	fi; \
+	[ -z "$$missing" ] && exit 0; \
+	echo "This machine lacks: $$missing" >&2; \
+	echo "  Debian, Ubuntu:  sudo apt-get update && sudo apt-get install -y $$missing" >&2; \
+	echo "  Fedora:          sudo dnf install gcc glibc-static kernel-headers python3" >&2; \
+	exit 1

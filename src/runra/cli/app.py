@@ -1,0 +1,89 @@
+"""All commands of `runra`, put together; and how what they raise becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import typer
+
+from runra.cli import copying, examination, execution, keys, lifecycle, serving, terminal, watching
+from runra.cli.output import complain
+from runra.errors import RunraError
+
+#: Runra itself failed, where the exit code is otherwise the command's own (as docker has it).
+FAILED_ITSELF: Final = 125
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="runra",
+    help="Sandboxes for AI agents on your own machine: isolated Linux computers in milliseconds.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"runra {version('runra')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _guarded(command: Callable[..., None], failure: int) -> Callable[..., None]:
+    """The command, its errors told on stderr and turned into exit codes."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except RunraError as error:
+            complain(error)
+            raise typer.Exit(failure) from error
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return guarded
+
+
+def _add(to: typer.Typer, name: str, command: Callable[..., None], *, failure: int = 1, **settings: Any) -> None:
+    to.command(name, context_settings=settings)(_guarded(command, failure))
+
+
+_add(app, "serve", serving.serve)
+_add(app, "run", execution.run, failure=FAILED_ITSELF)
+_add(app, "create", lifecycle.create)
+_add(app, "ps", lifecycle.ps)
+# Options after the command's first word are the command's own.
+_add(app, "exec", execution.execute, failure=FAILED_ITSELF, allow_interspersed_args=False)
+_add(app, "shell", terminal.shell, failure=FAILED_ITSELF)
+_add(app, "cp", copying.cp)
+_add(app, "pause", lifecycle.pause)
+_add(app, "resume", lifecycle.resume)
+_add(app, "rm", lifecycle.rm)
+_add(app, "logs", execution.logs)
+_add(app, "events", watching.events)
+_add(app, "doctor", examination.doctor)
+
+key = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
+_add(key, "create", keys.create)
+_add(key, "ls", keys.ls)
+_add(key, "rm", keys.rm)
+app.add_typer(key, name="key")
+
+auth = typer.Typer(help="Another name for `runra key`.", no_args_is_help=True, rich_markup_mode=None)
+_add(auth, "create-key", keys.create_key)
+app.add_typer(auth, name="auth", hidden=True)

@@ -1,0 +1,111 @@
+"""`runra serve`: the server, and what a person wants to know when it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runra.cli.examination import DATA_DIR, server_packages
+from runra.cli.output import say
+
+if TYPE_CHECKING:
+    from runra.events import EventLog
+    from runra.server.nodeport import Node
+    from runra.server.settings import ServerSettings
+
+
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")] = 7747,
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Folder of everything it keeps.")] = DATA_DIR,
+    domain: Annotated[str, typer.Option("--domain", help="Domain of the sandboxes' own addresses.")] = "localhost",
+    api_url: Annotated[
+        str | None, typer.Option("--api-url", help="The URL clients are told, behind a proxy. [default: host and port]")
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option("--database-url", envvar="RUNRA_DATABASE_URL", help="SQLAlchemy URL. [default: SQLite]"),
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option("--range", metavar="NAME=LOW:HIGH", help="Widen what a create may ask for: memoryMb=64:65536."),
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every call.")] = False,
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM. Its sandboxes live on; the next server finds them."""
+    import asyncio
+
+    with server_packages():
+        from runra.node import doctor
+        from runra.server.app import real_node
+        from runra.server.main import serve as run_server
+        from runra.server.settings import ServerSettings
+
+    _log_to_stderr(access_log)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        data_dir=data_dir.expanduser(),
+        domain=domain,
+        api_url=api_url,
+        database_url=database_url,
+        ranges=_ranges(ranges or []),
+        access_log=access_log,
+    )
+    findings = asyncio.run(doctor.examine(settings.data_dir, trial=False))
+
+    def announced(bound: ServerSettings, events: EventLog) -> Node:
+        # The first moment at which the port is known to be ours.
+        _announce(bound)
+        if lacks := doctor.in_one_line(findings):
+            say(f"  doctor   {lacks} (`runra doctor` has the cures)")
+        return real_node(bound, events)
+
+    # The server stops by itself on both signals, and raises the one it got again when it has: nobody needs to know.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_server(settings, announced)
+
+
+def _announce(settings: ServerSettings) -> None:
+    from runra.server.bootstrap import KEY_FILE
+
+    say(f"Runra at {settings.url}")
+    say(f"  data     {settings.data_dir}")
+    say(f"  key      {settings.data_dir / KEY_FILE}")
+    if settings.client_config is not None:
+        say(f"  clients  {settings.client_config} (on this machine nothing else is needed)")
+
+
+def _ranges(words: list[str]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for word in words:
+        name, _, span = word.partition("=")
+        low, _, high = span.partition(":")
+        if not name or not low.isdigit() or not high.isdigit():
+            raise typer.BadParameter(f"{word!r} is not NAME=LOW:HIGH, such as memoryMb=64:65536", param_hint="--range")
+        found[name] = (int(low), int(high))
+    return found
+
+
+def _log_to_stderr(access_log: bool) -> None:
+    """Log lines with UTC times; RUNRA_LOG_LEVEL chooses how many."""
+    import logging
+    import time
+
+    level = os.environ.get("RUNRA_LOG_LEVEL", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"{level!r} is none; DEBUG, INFO, WARNING or ERROR", param_hint="RUNRA_LOG_LEVEL")
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("runra").setLevel(level)
+    if not access_log:
+        logging.getLogger("runra.server.access").setLevel(logging.WARNING)

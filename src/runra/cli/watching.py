@@ -1,0 +1,29 @@
+"""`runra events`: what happens, as it happens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from runra.cli.output import show_line
+
+
+def events(
+    sandbox_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only those of this sandbox.")] = None,
+    after: Annotated[str | None, typer.Option("--after", help="Begin after the event with this id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each as a JSON object on a line.")] = False,
+) -> None:
+    """Print events as they come, of all your sandboxes or of one, until Ctrl-C."""
+    from runra import Runra
+
+    with Runra() as client:
+        source = client.sandboxes.get(sandbox_id) if sandbox_id else client
+        with source.events(after=after) as stream:
+            for event in stream:
+                wire = event.model_dump(mode="json", by_alias=True)
+                if as_json:
+                    show_line(wire)
+                else:
+                    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+                    print(f"{event.timestamp}  {event.sandbox_id}  {event.type:<20}  {data}".rstrip(), flush=True)

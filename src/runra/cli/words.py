@@ -1,0 +1,58 @@
+"""What is written on the command line in a form of its own: `NAME=value`, `local:remote`, `ID:/path`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from runra.ids import SANDBOX_ID
+
+
+def pairs(words: list[str], option: str) -> dict[str, str]:
+    """`NAME=value` words as a mapping. For --env a bare NAME takes the value it has here."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals and option == "--env":
+            present = os.environ.get(name)
+            if present is None:
+                raise typer.BadParameter(f"{name} is not set here; write {name}=value", param_hint=option)
+            value = present
+        elif not equals or not name:
+            raise typer.BadParameter(f"{word!r} is not NAME=value", param_hint=option)
+        found[name] = value
+    return found
+
+
+def uploads(words: list[str]) -> list[tuple[Path, str]]:
+    """`local:remote` words; the local side must exist."""
+    found = []
+    for word in words:
+        local, colon, remote = word.rpartition(":")
+        if not colon or not local or not remote:
+            raise typer.BadParameter(f"{word!r} is not LOCAL:REMOTE, such as app.py:/tmp/app.py", param_hint="--file")
+        path = Path(local).expanduser()
+        if not path.exists():
+            raise typer.BadParameter(f"there is no {local}", param_hint="--file")
+        found.append((path, remote))
+    return found
+
+
+class Remote(NamedTuple):
+    """A path in a sandbox. A relative one starts at the sandbox's workdir."""
+
+    id: str
+    path: str
+
+
+def place(word: str) -> Remote | Path | None:
+    """One side of a copy: `ID:path` in a sandbox, a local path, or None for `-` (stdin, stdout)."""
+    if word == "-":
+        return None
+    sandbox_id, colon, path = word.partition(":")
+    if colon and SANDBOX_ID.fullmatch(sandbox_id):
+        return Remote(sandbox_id, path or ".")
+    return Path(word).expanduser()

@@ -1,0 +1,88 @@
+"""API keys and organizations."""
+
+# Made from `_async/admin.py` by scripts/generate_sync.py: change that one.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from runra.contract import KeyCreate, KeyCreated, KeyInfo, KeyLimits, OrganizationCreate, OrganizationInfo
+from runra.sdk._sync.api import Api
+from runra.sdk.types import RawPage, checked, merged, parsed
+
+Model = TypeVar("Model", bound=BaseModel)
+_PAGE = 100
+
+
+def every(api: Api, path: str, model: type[Model]) -> list[Model]:
+    """All items of a collection, page by page."""
+    items: list[Model] = []
+    while True:
+        answer = api.call("GET", path, params={"limit": _PAGE, "offset": len(items)})
+        page = parsed(RawPage, answer.json(f"GET {path}"), f"GET {path}")
+        items += [parsed(model, item, f"GET {path}") for item in page.data]
+        if not page.pagination.has_more or not page.data:
+            return items
+
+
+class ApiKeys:
+    """The organization's API keys."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        profile: str | None = None,
+        organization_id: str | None = None,
+        expires_at: str | None = None,
+        limits: KeyLimits | Mapping[str, Any] | None = None,
+    ) -> KeyCreated:
+        """Make a key. Its `key` is in this answer and never shown again.
+
+        Give either `scopes` or a `profile` (`read-only`, `sandbox-user`, `full`); `expires_at` is ISO 8601.
+        """
+        given = {
+            "name": name,
+            "scopes": list(scopes) if scopes is not None else None,
+            "profile": profile,
+            "organization_id": organization_id,
+            "expires_at": expires_at,
+            "limits": limits,
+        }
+        request = checked(KeyCreate, merged(None, given, "create"))
+        answer = self._api.call("POST", "/api-keys", content=request.to_wire())
+        return parsed(KeyCreated, answer.json("POST /api-keys"), "POST /api-keys")
+
+    def list(self) -> list[KeyInfo]:
+        """All keys, without their secrets."""
+        return every(self._api, "/api-keys", KeyInfo)
+
+    def revoke(self, key_id: str) -> None:
+        """End a key at once and for ever."""
+        from urllib.parse import quote
+
+        self._api.call("DELETE", f"/api-keys/{quote(key_id, safe='')}", safe=True)
+
+
+class Organizations:
+    """The tenants of this server."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(self, name: str) -> OrganizationInfo:
+        """Make an organization."""
+        request = checked(OrganizationCreate, {"name": name})
+        answer = self._api.call("POST", "/organizations", content=request.to_wire())
+        return parsed(OrganizationInfo, answer.json("POST /organizations"), "POST /organizations")
+
+    def list(self) -> list[OrganizationInfo]:
+        """All organizations."""
+        return every(self._api, "/organizations", OrganizationInfo)

@@ -1,0 +1,217 @@
+"""One sandbox: its state, and the way to its commands, files and events."""
+
+# Made from `_async/sandbox.py` by scripts/generate_sync.py: change that one.
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from runra.contract import ExecutionResult, SandboxInfo, SandboxPatch
+from runra.errors import RunraError
+from runra.sdk._sync.api import Api
+from runra.sdk._sync.events import EventStream, Listener
+from runra.sdk._sync.execution import execute
+from runra.sdk._sync.files import Files
+from runra.sdk._sync.processes import Process, Processes
+from runra.sdk._sync.terminal import Terminal, open_terminal
+from runra.sdk.fields import SandboxFields
+from runra.sdk.lifecycle import Handler, LifecycleName
+from runra.sdk.types import ExecOptions, checked, merged, parsed
+from runra.sdk.wire import sandbox_path
+
+_log = logging.getLogger("runra.sdk")
+
+#: How long a call waits for the event stream it may have to be seen on, and for the last event at the end.
+_EVENTS_S = 3.0
+
+
+class Sandbox(SandboxFields):
+    """A sandbox. Its fields say what the server last answered. As a context manager it is terminated at the end."""
+
+    def __init__(self, api: Api, info: SandboxInfo) -> None:
+        self._api = api
+        self._info = info
+        self._listener = Listener(api, info.id)
+        self.files = Files(api, info.id)
+        self.processes = Processes(api, info.id)
+
+    # --- commands ------------------------------------------------------------------------------------------
+
+    @overload
+    def exec(
+        self,
+        command: str | Sequence[str],
+        options: ExecOptions | Mapping[str, Any] | None = None,
+        *,
+        background: Literal[True],
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_ms: int | None = None,
+        stdin: str | bytes | None = None,
+        user: str | None = None,
+    ) -> Process: ...
+
+    @overload
+    def exec(
+        self,
+        command: str | Sequence[str],
+        options: ExecOptions | Mapping[str, Any] | None = None,
+        *,
+        background: Literal[False] = False,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_ms: int | None = None,
+        stdin: str | bytes | None = None,
+        user: str | None = None,
+        on_stdout: Callable[[str], Any] | None = None,
+        on_stderr: Callable[[str], Any] | None = None,
+        check: bool = False,
+    ) -> ExecutionResult: ...
+
+    def exec(
+        self,
+        command: str | Sequence[str],
+        options: ExecOptions | Mapping[str, Any] | None = None,
+        *,
+        background: bool = False,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_ms: int | None = None,
+        stdin: str | bytes | None = None,
+        user: str | None = None,
+        on_stdout: Callable[[str], Any] | None = None,
+        on_stderr: Callable[[str], Any] | None = None,
+        check: bool = False,
+    ) -> ExecutionResult | Process:
+        """Run a command: a string through the sandbox's shell, or a list of arguments as it stands.
+
+        `cwd`: the sandbox's workdir when unset. `env` is added to the sandbox's. `timeout_ms`: default 60,000 ms, at
+        most 300,000; at its end the command and all it started are killed and EXECUTION_TIMEOUT is raised, with the
+        output so far in its `details`. `stdin`: text piped in. `user`: a name, uid or `uid:gid`; root when unset.
+        `on_stdout` and `on_stderr` are called with each line, without its end, as it comes. The result keeps the
+        first 8 MiB of each stream and says so in `truncated`. An exit code other than 0 is a result; with `check`
+        it raises CommandFailed. `background` returns a process handle at once; it has no timeout unless one is
+        given, and its stdin stays open.
+
+        The command never runs twice, however often this is retried, and a connection that breaks is taken up
+        again where it broke. A cancelled call leaves the command running.
+
+        Raises RunraError: INVALID_STATE when the sandbox is not running, COMMAND_TOO_LONG beyond 1 MiB,
+        EXECUTION_TIMEOUT, NETWORK_ERROR.
+        """
+        keywords = {
+            "background": background or None,
+            "cwd": cwd,
+            "env": env,
+            "timeout_ms": timeout_ms,
+            "stdin": stdin,
+            "user": user,
+            "on_stdout": on_stdout,
+            "on_stderr": on_stderr,
+            "check": check or None,
+        }
+        chosen = checked(ExecOptions, merged(options, keywords, "exec"))
+        return execute(self._api, self.id, command, chosen)
+
+    def terminal(
+        self,
+        cols: int = 80,
+        rows: int = 24,
+        *,
+        command: str | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        pid: int | None = None,
+        offset: int = 0,
+    ) -> Terminal:
+        """Open a real terminal of `cols` by `rows` characters running `command` (the best shell when unset).
+
+        With `pid` it attaches to one that runs already, and shows its output from `offset` bytes on, as far back as
+        the sandbox keeps it. Raises INVALID_STATE when the sandbox is not running.
+        """
+        return open_terminal(
+            self._api, self.id, cols, rows, command=command, cwd=cwd, user=user, pid=pid, offset=offset
+        )
+
+    # --- life ----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> Self:
+        """Ask the server for this sandbox's fields anew."""
+        return self._took("GET", None)
+
+    def update(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        idle_timeout_ms: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Change its longest time running, its idle time (both ms), or replace its metadata."""
+        given = {"timeout_ms": timeout_ms, "idle_timeout_ms": idle_timeout_ms, "metadata": metadata}
+        patch = checked(SandboxPatch, merged(None, given, "update"))
+        return self._took("PATCH", None, patch.to_wire())
+
+    def pause(self) -> None:
+        """Freeze it: files and processes stay as they are, and it costs no CPU. Pausing a paused one is fine."""
+        self._listener.ready(_EVENTS_S)
+        self._took("POST", "pause")
+
+    def resume(self) -> None:
+        """Let it run on. Resuming a running one is fine."""
+        self._listener.ready(_EVENTS_S)
+        self._took("POST", "resume")
+
+    def terminate(self) -> None:
+        """End it and free everything it had. Terminating a terminated one is fine."""
+        self._listener.ready(_EVENTS_S)
+        self._took("DELETE", None)
+
+    def _took(self, method: str, verb: str | None, content: Any = None) -> Self:
+        path = sandbox_path(self.id) if verb is None else sandbox_path(self.id, verb)
+        answer = self._api.call(method, path, content=content, safe=True)
+        request_id = answer.headers.get("x-request-id", "")
+        self._info = parsed(SandboxInfo, answer.json(f"{method} {path}"), f"{method} {path}", request_id)
+        return self
+
+    # --- events --------------------------------------------------------------------------------------------
+
+    def on(self, event: LifecycleName, handler: Handler) -> Callable[[], None]:
+        """Call `handler` whenever the sandbox is `started`, `paused`, `resumed`, `terminated`, or has an `error`.
+
+        It hears what anyone does, the server's timers included, from now on, through one connection per sandbox
+        that is opened with the first handler. The payload has the document's fields in snake_case
+        (`runtime_duration_ms`, `paused_duration_ms`, `reason`, `total_runtime_ms`, `error`); a handler may also take
+        nothing. Handlers run one after another, apart from the calls; an exception in one is logged. Returns a
+        function that takes the handler off again. Raises INVALID_REQUEST for another name.
+        """
+        return self._listener.add(event, handler)
+
+    def events(self, *, after: str | None = None) -> EventStream:
+        """Every event of this sandbox from now on, or after the id `after`."""
+        return EventStream(self._api, sandbox_path(self.id, "events"), after=after)
+
+    def close(self) -> None:
+        """Stop following its events. The sandbox lives on; `terminate()` ends it."""
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.terminate()
+            self._listener.finish(_EVENTS_S)
+        except RunraError as problem:
+            if problem.code == "SANDBOX_NOT_FOUND":
+                return
+            if error is None:
+                raise
+            # The block's own error matters more than this one, and raising here would hide it.
+            _log.warning("sandbox %s could not be terminated: %s", self.id, problem)
+        finally:
+            self._listener.close()

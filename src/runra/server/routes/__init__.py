@@ -1,0 +1,20 @@
+"""The routes, a module for each thing the API knows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runra.server.routes import commands, events, files, keys, metrics, processes, sandboxes, terminals
+from runra.server.routing import Routes
+
+#: In the order they are tried: the busiest first.
+ALL: Final[tuple[Routes, ...]] = (
+    commands.routes,
+    files.routes,
+    processes.routes,
+    terminals.routes,
+    sandboxes.routes,
+    events.routes,
+    metrics.routes,
+    keys.routes,
+)

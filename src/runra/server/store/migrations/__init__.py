@@ -1,0 +1,1 @@
+"""Alembic's folder: `env` runs the migrations in `versions` on the connection the store hands over."""

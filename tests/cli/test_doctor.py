@@ -1,0 +1,88 @@
+"""`runra doctor`: truthful as root, as an ordinary user, and where there is nothing to write to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.node.test_unprivileged import USER, as_user
+
+NAMES = {
+    *("user", "kernel", "bubblewrap", "agent and launcher", "system-call filter", "user namespaces", "overlay"),
+    *("CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "sandbox"),
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not pytest's tmp_path: an ordinary user must be able to reach it.
+    folder = Path(tempfile.mkdtemp(prefix="runra-doctor-test-"))
+    folder.chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(folder, USER, USER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def states(told: dict[str, Any]) -> dict[str, str]:
+    return {finding["name"]: finding["state"] for finding in told["findings"]}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
+def test_root_gets_everything_this_version_has(tmp_path: Path) -> None:
+    told = Cli(tmp_path).json("doctor", "--data-dir", tmp_path / "data")
+    found = states(told)
+    assert told["sandboxesRun"] is True
+    assert found.keys() >= NAMES | {"id-mapped mounts"}
+    assert (found["user"], found["bubblewrap"], found["sandbox"]) == ("ok", "ok", "ok")
+    assert (found["disk limit"], found["network"]) == ("limited", "limited")
+    assert "missing" not in found.values()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_for_people(tmp_path: Path) -> None:
+    ran = Cli(tmp_path)("doctor", "--data-dir", tmp_path)
+    assert ran.code == 0
+    assert re.match(r"WHAT +STATE +MEANING +CURE\n", ran.out)
+    assert re.search(r"^sandbox +ok +created in \d+ ms, ran `true` in [\d.]+ ms", ran.out, re.MULTILINE)
+    assert ran.err == "Sandboxes run here.\n"
+
+
+def test_an_ordinary_user_is_told_what_is_limited_and_why(folder: Path) -> None:
+    command, environment = as_user(folder)
+    done = subprocess.run(
+        [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", folder / "data"],
+        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    found = states(told)
+    assert found.keys() >= NAMES
+    assert (found["user"], found["sandbox"]) == ("limited", "ok")
+    if os.geteuid() == 0:  # this user owns no cgroup
+        assert {found["CPU limit"], found["memory limit"], found["process limit"], found["pause"]} == {"limited"}
+    assert all(finding["cure"] for finding in told["findings"] if finding["name"] in ("user", "CPU limit", "pause"))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_used_is_a_finding(folder: Path) -> None:
+    command, environment = as_user(folder)
+    done = subprocess.run(
+        [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", "/proc/none"],
+        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["sandboxesRun"] is False
+    assert states(told)["data folder"] == "missing"
+    assert "--data-dir" in told["findings"][-1]["cure"]
