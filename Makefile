@@ -27,9 +27,10 @@ test: install lint ## the linters, then all tests on real sandboxes; the agent o
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
 
-lint: install ## ruff and strict mypy
+lint: install ## ruff, strict mypy, and whether the SDK's sync half is up to date
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/generate_sync.py --check
 
 native: ## compile the agent and the launcher again
 	$(BIN)/python build_native.py

@@ -26,14 +26,13 @@ from runra.node.agent.frames import (
     pack_output,
     unpack_credit,
     unpack_fields,
-    unpack_output,
 )
 
 streams = st.integers(0, (1 << 32) - 1)
 outputs = st.builds(
     lambda stream, offset, data, stderr: (
         pack_output(stream, offset, data, stderr=stderr),
-        Frame(Tell.OUTPUT, int(stderr), stream, offset.to_bytes(8, "little") + data),
+        Frame(Tell.OUTPUT, int(stderr), stream, data, offset),
     ),
     streams,
     st.integers(0, (1 << 64) - 1),
@@ -65,7 +64,7 @@ def test_large_frames(data: bytes, size: int) -> None:
     decoder = Decoder(HEADER.size + MAX_DATA + 8)
     wire = pack_output(7, 1 << 40, data) * 3
     got = [frame for at in range(0, len(wire), size) for frame in decoder.feed(wire[at : at + size])]
-    assert [unpack_output(frame.payload) for frame in got] == [(1 << 40, data)] * 3
+    assert [(frame.offset, frame.payload) for frame in got] == [(1 << 40, data)] * 3
 
 
 @given(st.binary(max_size=200))
@@ -150,7 +149,7 @@ def test_field_rules() -> None:
             unpack_fields(bad)
     for bad in (b"", b"12345678"):
         with pytest.raises(ProtocolError):
-            unpack_output(bad)
+            Decoder().feed(pack(Tell.OUTPUT, 1, bad))
     with pytest.raises(ProtocolError):
         unpack_credit(b"123")
     with pytest.raises(ValueError, match="NUL"):

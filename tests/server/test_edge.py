@@ -193,6 +193,19 @@ async def test_heartbeats_and_the_end_of_the_server(settings: ServerSettings) ->
         assert set(rest.split(b"\n")) <= {b"", b": keep-alive"}
 
 
+async def test_a_call_in_flight_hears_that_the_server_stops(settings: ServerSettings) -> None:
+    world: dict[str, Any] = {}
+    async with started(settings, world) as run:
+        box = (await run.client.sandbox())["id"]
+        call = asyncio.create_task(run.client.call("POST", f"/sandboxes/{box}/execute", json={"command": "sleep 20"}))
+        await asyncio.sleep(0.3)
+        run.server.should_exit = True
+        answer = await call
+        assert (answer.status, answer.error["retryable"]) == (500, True)
+        assert "stopping" in answer.error["message"]
+    await world[box].link.close()
+
+
 async def test_a_client_that_reads_nothing_is_dropped(settings: ServerSettings) -> None:
     async with started(replace(settings, heartbeat_s=0.2, stall_s=0.5)) as run:
         box = (await run.client.sandbox())["id"]

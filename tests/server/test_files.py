@@ -132,6 +132,16 @@ async def test_an_upload_cut_short_leaves_nothing(run: Running, box: str) -> Non
     assert run.node.sandboxes[box].users == 0
 
 
+async def test_a_file_that_grows_meanwhile(run: Running, box: str) -> None:
+    path = run.node.sandboxes[box].link.root / "workspace/log"
+    path.write_bytes(b"x" * (20 << 20))
+    async with run.client.open("GET", f"/sandboxes/{box}/files?path=log") as response:
+        await response.content.readexactly(1000)
+        with path.open("ab") as file:
+            file.write(b"more" * 1_000_000)
+        assert len(await response.read()) + 1000 == 20 << 20
+
+
 async def test_a_download_cut_short_frees_the_file(run: Running, box: str) -> None:
     path = run.node.sandboxes[box].link.root / "workspace/big"
     with path.open("wb") as file:

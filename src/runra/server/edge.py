@@ -22,6 +22,14 @@ _access = logging.getLogger("runra.server.access")
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
+def _stopping() -> RunraError:
+    return RunraError(
+        "INTERNAL_ERROR",
+        "the server is stopping; sandboxes and their commands run on. Call again, with the same Idempotency-Key",
+        retryable=True,
+    )
+
+
 class Edge:
     """Pure ASGI middleware: one small wrapper around `send`, no task and no copy of the body."""
 
@@ -49,6 +57,11 @@ class Edge:
             await self._app(scope, receive, tagged)
         except (ClientDisconnect, WebSocketDisconnect):
             _log.debug("%s: the client has gone", request_id)
+        except asyncio.CancelledError:
+            # uvicorn's shutdown ran out of patience. The answer says so instead of a broken connection.
+            if not scope["app"].state.services.closing.is_set():
+                raise
+            await self._fail(_stopping(), status, scope, receive, tagged)
         except RunraError as error:
             if error.code == "INTERNAL_ERROR":
                 _log.error("%s %s: %s", request_id, scope["path"], error, exc_info=error)

@@ -17,7 +17,7 @@ from runra.errors import RunraError
 from runra.events import EventLog, EventType
 from runra.node.agent.types import AgentLost, ExecSpec, Exit, ProcessStatus
 from runra.server.faults import bad_request
-from runra.server.follow import Collector, Ended, Followed, Stream
+from runra.server.follow import Collector, Ended, Followed, Listener, Stream
 from runra.server.measure import Measures
 from runra.server.nodeport import AgentLink, AgentProcess, Sandbox
 
@@ -32,7 +32,7 @@ _TOLD: Final = 1000
 _REMEMBERED: Final = 10_000
 
 #: Adds the listeners to a command that has just started.
-Begin = Callable[[Followed], Awaitable[None]]
+Begin = Callable[[Followed], Awaitable[object]]
 #: What a terminal runs when the caller names nothing: the sandbox's best shell.
 SHELL: Final = "if command -v bash >/dev/null; then exec bash; else exec sh; fi"
 
@@ -185,15 +185,15 @@ class Executions:
             # Not `process`: a listener may have made the reader swap it.
             followed.process.detach()
 
-    async def _under_way(self, sandbox: Sandbox, tag: str) -> Followed | None:
-        """The command of an earlier call with this tag, while it runs. None means: the tag is now the caller's to
-        start, and `_run` settles it."""
+    async def _under_way(self, sandbox: Sandbox, tag: str, listener: Listener | None) -> Followed | None:
+        """The command of an earlier call with this tag, while it runs, and the listener added to it. None means: the
+        tag is now the caller's to start, and `_run` settles it."""
         if not tag:
             return None
         place = sandbox.id, tag
         while (first := self._tagged.get(place)) is not None:
             followed = await asyncio.shield(first)
-            if not followed.done:
+            if not followed.done and (listener is None or await followed.listen(listener)):
                 return followed
             # It ends this very moment: once its owner has let go, the agent remembers it.
             await asyncio.sleep(0.005)
@@ -256,7 +256,7 @@ class Executions:
         """Run to the end and answer in one piece. EXECUTION_TIMEOUT carries what came until then."""
         collector = Collector(self._collect_bytes)
         spec = spec_of(sandbox, request, tag)
-        running = await self._under_way(sandbox, tag)
+        running = await self._under_way(sandbox, tag, collector)
         if running is not None:
             ended = await self._join(running, collector)
         else:
@@ -275,8 +275,7 @@ class Executions:
         return result
 
     async def _join(self, running: Followed, collector: Collector) -> Ended:
-        """A retry while the first call's command runs: hear it from the beginning."""
-        await running.listen(collector)
+        """A retry while the first call's command runs: it hears it from the beginning."""
         try:
             how = await collector.wait()
         finally:
@@ -290,9 +289,8 @@ class Executions:
         """Run for a streaming client: the process's id and its output. The command outlives the client."""
         stream = Stream()
         spec = spec_of(sandbox, request, tag)
-        running = await self._under_way(sandbox, tag)
+        running = await self._under_way(sandbox, tag, stream)
         if running is not None:
-            await running.listen(stream)
             pid = running.pid
         else:
             pid = (await self._start(sandbox, spec, request.stdin, lambda it: it.listen(stream))).pid
@@ -304,7 +302,7 @@ class Executions:
     async def background(self, sandbox: Sandbox, request: ExecRequest, tag: str) -> AgentProcess:
         """Run for nobody in particular; its output is read and dropped here, the agent keeps the latest of it."""
         spec = spec_of(sandbox, request, tag)
-        running = await self._under_way(sandbox, tag)
+        running = await self._under_way(sandbox, tag, None)
         if running is None:
             running = await self._start(sandbox, spec, request.stdin, _nobody)
         return running.process
@@ -333,9 +331,7 @@ class Executions:
 
     async def _find(self, sandbox: Sandbox, pid: int, offset: int, stream: Stream | None) -> Followed:
         followed = self._followed.get((sandbox.id, pid))
-        if followed is not None and not followed.done:
-            if stream is not None:
-                await followed.listen(stream)
+        if followed is not None and not followed.done and (stream is None or await followed.listen(stream)):
             return followed
         found: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
         self._spawn(self._follow(sandbox, pid, offset, stream, found))

@@ -125,9 +125,9 @@ class Followed:
         # of a write would leave open how much of it arrived.
         self._stdin = asyncio.Lock()
 
-    async def listen(self, listener: Listener) -> None:
+    async def listen(self, listener: Listener) -> bool:
         """Add a listener; when it wants output the reader is already past, the reader goes back for it (the agent
-        keeps the latest output of each process)."""
+        keeps the latest output of each process). False when the command ended meanwhile: follow it anew."""
         if listener.position < self._at:
             try:
                 async with asyncio.timeout(_SWAP_S):
@@ -138,11 +138,16 @@ class Followed:
                     f"process {self.pid} does not read its stdin while somebody writes to it; attach when it does",
                     retryable=True,
                 ) from None
+            if self.done:
+                self._stdin.release()
+                return False
             # From here to the end of `_swap` the lock is the reader's.
             self._rewind = True
             if self._scope is not None:
                 self._scope.reschedule(asyncio.get_running_loop().time())
-        self._listeners.append(listener)
+        if not self.done:
+            self._listeners.append(listener)
+        return not self.done
 
     def leave(self, listener: Listener) -> None:
         if listener in self._listeners:

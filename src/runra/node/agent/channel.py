@@ -14,13 +14,13 @@ from runra.node.agent.frames import (
     Ask,
     Field,
     Fields,
+    Frame,
     ProtocolError,
     Tell,
     pack,
     pack_credit,
     unpack_credit,
     unpack_fields,
-    unpack_output,
 )
 from runra.node.agent.types import AgentLost, Exit
 
@@ -69,9 +69,10 @@ class Channel:
 
     # --- from the agent ---
 
-    def frame(self, kind: int, flags: int, payload: bytes) -> None:
+    def frame(self, frame: Frame) -> None:
+        kind, payload = frame.type, frame.payload
         if kind == Tell.OUTPUT:
-            self._output(flags, payload)
+            self._output(frame)
         elif kind == Tell.CREDIT:
             self._credit += unpack_credit(payload)
             if self._credit > _MOST_CREDIT:
@@ -100,8 +101,8 @@ class Channel:
         if not self.started.done():
             self.started.set_result(fields)
 
-    def _output(self, stderr: int, payload: bytes) -> None:
-        offset, data = unpack_output(payload)
+    def _output(self, frame: Frame) -> None:
+        offset, data = frame.offset, frame.payload
         if offset != self._expected:
             raise ProtocolError(f"output at {offset}, not at {self._expected}")
         count = len(data)
@@ -109,7 +110,7 @@ class Channel:
         self._granted -= count
         if self._granted < 0:
             raise ProtocolError("more output than it had credit for")
-        self.chunks.append((stderr, offset, data))
+        self.chunks.append((frame.flags, offset, data))
         self.held += count
         if self.on_output:
             self.on_output()

@@ -123,10 +123,13 @@ class Stage(IntEnum):
 
 
 class Frame(NamedTuple):
+    """One frame from the agent. An OUTPUT's offset is taken out of its payload, which is its bytes alone."""
+
     type: int
     flags: int
     stream: int
     payload: bytes
+    offset: int = 0
 
 
 def encode_text(text: str) -> bytes:
@@ -148,13 +151,6 @@ def pack_credit(stream: int, count: int) -> bytes:
 
 def pack_output(stream: int, offset: int, data: bytes, *, stderr: bool = False) -> bytes:
     return pack(Tell.OUTPUT, stream, _OFFSET.pack(offset) + data, int(stderr))
-
-
-def unpack_output(payload: bytes) -> tuple[int, bytes]:
-    """The offset of an OUTPUT's first byte, and its bytes (never none)."""
-    if len(payload) <= _OFFSET.size:
-        raise ProtocolError("output without bytes")
-    return _OFFSET.unpack_from(payload)[0], payload[_OFFSET.size :]
 
 
 def unpack_credit(payload: bytes) -> int:
@@ -231,7 +227,7 @@ class Decoder:
     `writable()` is where the next bytes go; `written(n)` says how many came and returns the frames now whole.
     """
 
-    def __init__(self, size: int = 128 << 10) -> None:
+    def __init__(self, size: int = 256 << 10) -> None:
         if size < HEADER.size + MAX_OUTPUT:
             raise ValueError("the buffer must hold the largest frame")
         self._buffer = bytearray(size)
@@ -262,7 +258,13 @@ class Decoder:
             if end - body < length:
                 break
             start = body + length
-            frames.append(Frame(kind, flags, stream, bytes(view[body:start])))
+            if not output:
+                frames.append(Frame(kind, flags, stream, bytes(view[body:start])))
+            elif length > _OFFSET.size:
+                data = bytes(view[body + _OFFSET.size : start])
+                frames.append(Frame(kind, flags, stream, data, _OFFSET.unpack_from(view, body)[0]))
+            else:
+                raise ProtocolError("output without bytes")
         self._start = start
         return frames
 

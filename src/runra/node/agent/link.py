@@ -53,7 +53,8 @@ class _Call:
         self.done: asyncio.Future[list[bytes]] = link.loop.create_future()
         self._answers: list[bytes] = []
 
-    def frame(self, kind: int, flags: int, payload: bytes) -> None:
+    def frame(self, frame: Frame) -> None:
+        kind, payload = frame.type, frame.payload
         if kind == Tell.STATUS:
             self._answers.append(payload)
             if len(self._answers) > _MOST_STATUSES:
@@ -309,7 +310,7 @@ class AgentLink:
     def _frame(self, frame: Frame) -> None:
         stream = self._streams.get(frame.stream)
         if stream is not None:
-            stream.frame(frame.type, frame.flags, frame.payload)
+            stream.frame(frame)
         elif frame.stream in self._leaving:
             if frame.type == Tell.CLOSED:
                 self._leaving.remove(frame.stream)

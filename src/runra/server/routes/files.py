@@ -135,14 +135,23 @@ async def _read(call: Caller, path: str) -> AsyncIterator[Opened]:
                 # A size of 0 may be a file of /proc, which has content all the same: such go out in chunks.
                 headers["content-length"] = str(file.size)
             _tell(call, call.sandbox, "file.read", path, sizeBytes=entry.size_bytes)
-            yield Opened(_content(file), headers, 200 if span is None else 206)
+            # A file that grows meanwhile ends where its length said.
+            yield Opened(_content(file, int(headers.get("content-length", 0))), headers, 200 if span is None else 206)
         finally:
             await file.aclose()
 
 
-async def _content(file: FileStream) -> AsyncGenerator[bytes]:
+async def _content(file: FileStream, length: int) -> AsyncGenerator[bytes]:
+    left = length
     async for chunk in file:
-        yield chunk
+        if not length:
+            yield chunk
+            continue
+        if left:
+            yield chunk[:left]
+        left -= min(left, len(chunk))
+        if not left:
+            return
 
 
 def _span(first: str, last: str, size: int, path: str) -> tuple[int, int]:
