@@ -84,7 +84,7 @@ def test_serve_from_start_to_sigterm(data_dir: Path) -> None:
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert stream.read() in (b"", b": keep-alive\n\n")
-        process.wait(10)
+        assert process.wait(10) == 0
         assert time.monotonic() - began < 3
     finally:
         process.kill()

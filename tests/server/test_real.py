@@ -144,6 +144,54 @@ async def test_a_slow_reader_and_a_big_output(real: Running) -> None:
     assert total > 199_000_000
 
 
+async def test_a_late_listener_hears_a_fast_background_command_from_its_beginning(real: Running) -> None:
+    client = real.client
+    box = (await client.sandbox())["id"]
+    body = {"command": "seq 400000", "background": True}
+    made = await client.call("POST", f"/sandboxes/{box}/execute", json=body)
+    await asyncio.sleep(0.3)
+    async with client.open("GET", f"/sandboxes/{box}/processes/{made.json['pid']}/output") as response:
+        events = await sse(response)
+    text = "".join(it["data"]["data"] for it in events if it["event"] == "stdout")
+    assert text == "".join(f"{n}\n" for n in range(1, 400_001))
+    assert events[-1]["data"]["truncated"] is False
+    # One that nobody listens to ends all the same, and a short one is not held up.
+    for command, limit in (("seq 400000 > /dev/stderr", 4.0), ("echo hi", 0.5)):
+        made = await client.call("POST", f"/sandboxes/{box}/execute", json={"command": command, "background": True})
+        async with asyncio.timeout(limit):
+            while not any(it.data.get("pid") == made.json["pid"] for it in _completed(real)):
+                await asyncio.sleep(0.02)
+
+
+def _completed(run: Running) -> list[Any]:
+    return [it for it in run.services.events._events if it.type == "exec.completed"]
+
+
+async def test_every_call_hears_that_its_sandbox_has_ended(real: Running) -> None:
+    client = real.client
+    box = (await client.sandbox())["id"]
+    body = {"command": "echo up; sleep 50"}
+
+    async def end() -> None:
+        await asyncio.sleep(0.3)
+        await client.call("DELETE", f"/sandboxes/{box}")
+
+    async with (
+        client.open("POST", f"/sandboxes/{box}/execute", json=body, headers=STREAM) as response,
+        client.ws(f"/sandboxes/{box}/pty") as socket,
+    ):
+        answer, events, _ = await asyncio.gather(
+            client.call("POST", f"/sandboxes/{box}/execute", json=body), sse(response), end()
+        )
+        message: Any = await socket.receive(timeout=10)
+        while isinstance(message.data, bytes) or '"start"' in message.data:
+            message = await socket.receive(timeout=10)
+        assert "INVALID_STATE" in message.data
+    assert (answer.status, answer.error["code"]) == (409, "INVALID_STATE")
+    assert events[-1]["data"]["error"]["code"] == "INVALID_STATE"
+    assert events[-1]["data"]["error"]["details"]["terminationReason"] == "user"
+
+
 async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerSettings) -> None:
     headers = {"Idempotency-Key": "kept"}
     body = {"command": "echo one; sleep 1.5; echo two; echo x >> count", "timeoutMs": 20_000}

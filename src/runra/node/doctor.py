@@ -21,6 +21,7 @@ from runra.events import EventLog
 from runra.ids import new_id
 from runra.node import cgroups
 from runra.node.agent.types import ExecSpec
+from runra.node.disk import open_disk
 from runra.node.isolation import seccomp
 from runra.node.isolation.bubblewrap import find_bwrap
 from runra.node.launcher import Launcher, binary
@@ -78,7 +79,7 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
             findings += _namespaces(scratch)
             if root:
                 findings.append(await _id_mapped(scratch))
-        findings += [*_cgroups(), *_not_yet()]
+        findings += [*_cgroups(), *await _disk(scratch, trial=trial), *_not_yet()]
         if trial and complete:
             findings.append(await _trial(scratch))
         elif trial:
@@ -276,9 +277,35 @@ def _freezer(found: cgroups.Hierarchies) -> Finding:
     return Finding("pause", "limited", meaning, _AS_ROOT)
 
 
+async def _disk(scratch: Path, *, trial: bool) -> list[Finding]:
+    """The disk quota. That it works is only known by making one, which takes a moment: without `trial` a machine
+    that lacks nothing for it gets no finding."""
+    name = "disk limit"
+    kind = _file_system(scratch)
+    free = "a sandbox may fill the data folder's file system"
+    if os.geteuid() != 0:
+        return [Finding(name, "limited", f"only root can hold it: {free}", _AS_ROOT)]
+    if kind != "btrfs" and shutil.which("mkfs.btrfs") is None:
+        return [Finding(name, "limited", f"needs btrfs, also beside {kind}: {free}", "apt-get install btrfs-progs")]
+    if not trial:
+        return []
+    launcher = Launcher()
+    try:
+        (scratch / "disk").mkdir()
+        disk = await open_disk(scratch / "disk/home", "auto", launcher)
+        await disk.close()
+    except (RunraError, OSError, TimeoutError) as error:
+        return [Finding(name, "limited", f"{error}: {free}", "put the data folder on btrfs with --data-dir")]
+    finally:
+        await launcher.close()
+    if not disk.enforced:
+        cure = "load the kernel's btrfs and loop modules, or put the data folder on btrfs with --data-dir"
+        return [Finding(name, "limited", f"no btrfs with quotas could be mounted: {free}", cure)]
+    return [Finding(name, "ok", "held by btrfs quotas" + ("" if kind == "btrfs" else f", in a file on {kind}"))]
+
+
 def _not_yet() -> Iterator[Finding]:
     """What this version does not do on any machine."""
-    yield Finding("disk limit", "limited", "not enforced yet: a sandbox may fill the data folder's file system")
     yield Finding("network", "limited", "sandboxes have none yet, but for their own loopback")
 
 

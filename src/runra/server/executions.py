@@ -26,6 +26,8 @@ _log = logging.getLogger("runra.server")
 #: How much longer than a command's own timeout we wait for the agent to say that it ended.
 _MARGIN_S: Final = 30.0
 _TICK_S: Final = 5.0
+#: How long a sandbox whose agent has gone may take to be called terminated.
+_ENDING_S: Final = 1.0
 #: How much of a command an event carries.
 _TOLD: Final = 1000
 #: How many idempotency keys of executes, and how many processes killed by the OOM killer, are kept in mind.
@@ -231,7 +233,7 @@ class Executions:
                 process = await link.exec(spec)
             except RunraError as error:
                 self.failed(sandbox, command, error)
-                raise lost(sandbox, error) from error
+                raise await lost(sandbox, error) from error
             # A process that runs already has somebody who tells of it; one that outlived a server was adopted.
             tale = Tale(self, sandbox, process, command, ours=not process.reused)
             async with self._held(sandbox, link, process) as followed:
@@ -246,7 +248,7 @@ class Executions:
                         return await followed.drive(tale.end)
                 except RunraError as error:
                     tale.fail(error)
-                    raise lost(sandbox, error) from error
+                    raise await lost(sandbox, error) from error
                 finally:
                     if feeder is not None:
                         feeder.cancel()
@@ -447,11 +449,16 @@ def timeout_error(timeout_ms: int | None, result: ExecutionResult) -> RunraError
     )
 
 
-def lost(sandbox: Sandbox, error: RunraError) -> RunraError:
+async def lost(sandbox: Sandbox, error: RunraError) -> RunraError:
     """A connection that ended because the sandbox did is no failure of ours: say what became of the sandbox."""
-    info = sandbox.info()
-    if not isinstance(error, AgentLost) or info.state != "terminated":
+    if not isinstance(error, AgentLost):
         return error
+    # A sandbox that ends loses its agent a moment before it is called terminated.
+    deadline = asyncio.get_running_loop().time() + _ENDING_S
+    while (info := sandbox.info()).state != "terminated":
+        if asyncio.get_running_loop().time() > deadline:
+            return error
+        await asyncio.sleep(0.01)
     return RunraError(
         "INVALID_STATE",
         f"sandbox {info.id} was terminated (reason {info.termination_reason}) before this call ended",

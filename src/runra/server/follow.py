@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +19,10 @@ _WAITING: Final = 4
 #: How long a listener that wants earlier output waits for a write to stdin to get out of the way.
 _SWAP_S: Final = 5.0
 _STDIN_CHUNK: Final = 64 << 10
+#: Without a listener yet, so much output is read before the reader waits for one, and so long. Less than what makes
+#: the link give the agent credit: nothing of the beginning is lost to whoever attaches in that time.
+_FIRST_BYTES: Final = 64 << 10
+_PATIENCE_S: Final = 1.0
 
 
 class Ended:
@@ -121,6 +126,7 @@ class Followed:
         self._at = 0
         self._rewind = False
         self._scope: asyncio.Timeout | None = None
+        self._heard = asyncio.Event()
         # Held by a write to stdin, and while the stream is swapped for one that starts earlier: a swap in the middle
         # of a write would leave open how much of it arrived.
         self._stdin = asyncio.Lock()
@@ -147,6 +153,7 @@ class Followed:
                 self._scope.reschedule(asyncio.get_running_loop().time())
         if not self.done:
             self._listeners.append(listener)
+            self._heard.set()
         return not self.done
 
     def leave(self, listener: Listener) -> None:
@@ -178,6 +185,8 @@ class Followed:
                         for listener in tuple(self._listeners):
                             await listener.offer(output)
                         self._at = output.offset + len(output.data)
+                        if self._at >= _FIRST_BYTES and not self._heard.is_set():
+                            await self._first_listener()
                         if self._rewind:
                             break
                     else:
@@ -190,6 +199,13 @@ class Followed:
             finally:
                 self._scope = None
             await self._swap()
+
+    async def _first_listener(self) -> None:
+        """A command left in the background may write faster than its caller can attach: it waits a little, once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._heard.wait()
+        self._heard.set()
 
     async def _swap(self) -> None:
         """Take the stream again, from the earliest byte a listener still wants."""

@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
         services.closing.set()
         await asyncio.sleep(0)
         await super().shutdown(sockets)
+        # uvicorn would raise the signal once more when it is done, and end the process before `serve` has returned.
+        self._captured_signals.clear()
 
 
 @contextlib.contextmanager
@@ -114,10 +116,10 @@ def serve(settings: ServerSettings, make_node: NodeMaker = real_node) -> None:
     with locked(settings.data_dir), contextlib.closing(bound(settings.host, settings.port)) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
         app = create_app(settings, make_node)
-        if settings.access_log:
-            logging.getLogger("runra.server.access").setLevel(logging.INFO)
+        logging.getLogger("runra.server.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         server = Server(app, settings)
-        _log.info("listening on %s", settings.url)
+        _log.info("starting on %s", settings.url)
         server.run(sockets=[listener])
         if not server.started:
             raise RunraError("INTERNAL_ERROR", "the server could not start; its log says why")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import socket
+import struct
 import tempfile
 from typing import Final
 
@@ -86,6 +88,18 @@ _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
 _SOCK_TYPE_MASK: Final = 0xF
 _SOCK_RAW, _SOCK_PACKET = 3, 10
 
+#: Calls refused for one argument's sake: name, which argument, the bits looked at, the value of those bits.
+_REFUSED_ARGUMENTS: Final = (
+    ("ioctl", 1, 0xFFFF_FFFF, 0x5423),  # TIOCSETD loads a line discipline's module by number, for anybody
+    ("ioctl", 1, 0xFFFF_FFFF, 0x5412),  # TIOCSTI types into a terminal for whoever reads it next
+    ("ioctl", 1, 0xFFFF_FFFF, 0x541C),  # TIOCLINUX does the same on a console
+    ("mmap", 3, 0x4_0000, 0x4_0000),  # MAP_HUGETLB: the pool is the host's, and no memory limit covers it
+    ("memfd_create", 1, 0x4, 0x4),  # MFD_HUGETLB
+    ("shmget", 2, 0o4000, 0o4000),  # SHM_HUGETLB
+)
+#: What an inet socket may speak: socket(2) loads the module of any other (SCTP, DCCP, MPTCP, L2TP…) for anybody.
+_PROTOCOLS: Final = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
+
 
 def _add(rules: pyseccomp.SyscallFilter, action: int, name: str) -> None:
     """Add a rule for a call by name; one that neither this architecture nor libseccomp knows is left out."""
@@ -114,6 +128,40 @@ def _add_sockets(rules: pyseccomp.SyscallFilter) -> None:
     rules.add_rule(no_protocol, "socket", netlink, pyseccomp.Arg(2, pyseccomp.GT, 0))
 
 
+#: Classic BPF: load a word of the call's data, mask it, compare, answer (<linux/bpf_common.h>).
+_LOAD, _MASK, _EQUAL, _ANSWER = 0x20, 0x54, 0x15, 0x06
+_ERRNO: Final = 0x0005_0000
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, if_true, if_false, value)
+
+
+def _argument(index: int) -> bytes:
+    """Load an argument's lower half, all that the kernel looks at where an `int` is meant (CVE-2019-10063)."""
+    return _step(_LOAD, 16 + 8 * index)
+
+
+def _refuse_arguments() -> bytes:
+    """The front of the filter: calls refused for what they carry. It only ever refuses; all else falls through.
+
+    By hand, since an allow-list of libseccomp's cannot say "any value but these" of an argument's lower half.
+    """
+    front = b""
+    for name, index, mask, value in _REFUSED_ARGUMENTS:
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+        front += _step(_LOAD, 0) + _step(_EQUAL, number, 0, 4)
+        front += _argument(index) + _step(_MASK, mask) + _step(_EQUAL, value, 0, 1)
+        front += _step(_ANSWER, _ERRNO | errno.EPERM)
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "socket")
+    front += _step(_LOAD, 0) + _step(_EQUAL, number, 0, 5 + len(_PROTOCOLS))
+    front += _argument(0) + _step(_EQUAL, socket.AF_INET, 1, 0) + _step(_EQUAL, socket.AF_INET6, 0, 2 + len(_PROTOCOLS))
+    front += _argument(2)
+    for left, protocol in zip(range(len(_PROTOCOLS), 0, -1), _PROTOCOLS, strict=True):
+        front += _step(_EQUAL, protocol, left, 0)
+    return front + _step(_ANSWER, _ERRNO | errno.EPROTONOSUPPORT)
+
+
 @functools.cache
 def program() -> bytes:
     """The compiled filter. Raises INVALID_CONFIG with the cure when libseccomp is missing."""
@@ -134,4 +182,4 @@ def program() -> bytes:
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
         file.seek(0)
-        return file.read()
+        return _refuse_arguments() + file.read()

@@ -83,7 +83,7 @@ async def output_events(
         for piece in decoder.finish():
             yield _piece(piece)
         if isinstance(item, RunraError):
-            yield event("error", lost(sandbox, item).to_wire(call.request_id))
+            yield event("error", (await lost(sandbox, item)).to_wire(call.request_id))
         elif item.timed_out:
             yield event("error", timeout_error(timeout_ms, item.result).to_wire(call.request_id))
         else:

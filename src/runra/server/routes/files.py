@@ -73,7 +73,7 @@ async def _files(call: Caller, operation: str, path: str) -> AsyncIterator[tuple
         async with sandbox.use() as link:
             yield link.files, sandbox.config.workdir
     except RunraError as error:
-        found = lost(sandbox, error)
+        found = await lost(sandbox, error)
         _tell(call, sandbox, "file.error", path, operation=operation, code=found.code)
         raise found from error
 
@@ -323,4 +323,4 @@ async def _changes(call: Caller, watch: Watch) -> AsyncGenerator[bytes]:
         async for change in watch:
             yield event(change.type, dumped(change))
     except RunraError as error:
-        yield event("error", lost(call.sandbox, error).to_wire(call.request_id))
+        yield event("error", (await lost(call.sandbox, error)).to_wire(call.request_id))

@@ -128,7 +128,7 @@ async def _to_client(call: Caller, sandbox: Sandbox, socket: WebSocket, stream: 
     while isinstance(item := await stream.next(), Output):
         await socket.send_bytes(item.data)
     if isinstance(item, RunraError):
-        await _say(socket, lost(sandbox, item).to_wire(call.request_id))
+        await _say(socket, (await lost(sandbox, item)).to_wire(call.request_id))
         await socket.close(_FAILED)
     else:
         await _say(socket, {"exit": item.result.to_wire()})
