@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "shim.h"
@@ -33,11 +34,21 @@ void exec_prepare(void) {
     setrlimit(RLIMIT_NOFILE, &most);
 }
 
+/* By system call: the C library leaves its own two signals (32 and 33) as they were inherited, and a parent like
+ * make(1) hands them on as ignored. */
+static void default_signals(void) {
+    static const struct {
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        uint64_t mask;
+    } usual;
+    for (int number = 1; number <= 64; number++) syscall(SYS_rt_sigaction, number, &usual, NULL, sizeof usual.mask);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &usual.mask, NULL, sizeof usual.mask);
+}
+
 void exec_restore(void) {
-    sigset_t none;
-    sigemptyset(&none);
-    signal(SIGPIPE, SIG_DFL);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    default_signals();
     setrlimit(RLIMIT_NOFILE, &files_limit);
     umask(022);
 }

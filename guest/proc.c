@@ -208,11 +208,16 @@ static void overdue(struct timer *t) {
     if (p->child) kill(p->child, SIGKILL); /* its tree falls to the agent, which sweeps it up */
 }
 
+static int tell_shim(struct proc *p, const struct shim_message *m) {
+    if (p->child) kill(p->child, SIGCONT); /* a "kill -STOP -1" inside may have stopped it */
+    return send(p->control.fd, m, sizeof *m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
+}
+
 static void timeout(struct timer *t) {
     struct proc *p = OWNER(t, struct proc, timer);
     struct shim_message m = {.kind = SHIM_KILL};
     p->timed_out = true;
-    send(p->control.fd, &m, sizeof m, MSG_NOSIGNAL | MSG_DONTWAIT);
+    tell_shim(p, &m);
     timer_start(&p->timer, OVERDUE_MS, overdue);
 }
 
@@ -324,6 +329,5 @@ void proc_list(uint32_t stream) {
 
 int proc_signal(struct proc *p, int signum, uint32_t stream) {
     struct shim_message m = {.kind = SHIM_SIGNAL, .a = signum, .b = stream};
-    if (p->control.fd < 0) return ESRCH;
-    return send(p->control.fd, &m, sizeof m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
+    return p->control.fd < 0 ? ESRCH : tell_shim(p, &m);
 }

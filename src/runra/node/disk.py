@@ -132,7 +132,7 @@ async def _mount_image(root: Path, image: Path, launcher: Launcher) -> bool:
             return False
         fresh.rename(image)
     try:
-        await launcher.run("mount", "-o", "loop,noatime,discard=async", str(image), str(root))
+        await launcher.run("mount", "-o", "loop,noatime,nosuid,nodev,discard=async", str(image), str(root))
     except RunraError:
         return False
     return True

@@ -16,9 +16,12 @@ import struct
 import tempfile
 from typing import Final
 
-import pyseccomp
-
 from runra.errors import RunraError
+
+try:
+    import pyseccomp
+except (OSError, RuntimeError):  # the C library is missing; `program` names the cure
+    pyseccomp = None
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -165,10 +168,9 @@ def _refuse_arguments() -> bytes:
 @functools.cache
 def program() -> bytes:
     """The compiled filter. Raises INVALID_CONFIG with the cure when libseccomp is missing."""
-    try:
-        rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    except (OSError, RuntimeError) as error:
-        raise RunraError("INVALID_CONFIG", f"no libseccomp ({error}): apt-get install libseccomp2") from error
+    if pyseccomp is None:
+        raise RunraError("INVALID_CONFIG", "no libseccomp: apt-get install libseccomp2")
+    rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
     refuse = pyseccomp.ERRNO(errno.EPERM)
     for name in ALLOWED:
         _add(rules, pyseccomp.ALLOW, name)
