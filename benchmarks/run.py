@@ -31,8 +31,9 @@ from runra import AsyncRunra, Runra
 from runra.node.images import host as host_image
 from runra.node.isolation.bubblewrap import find_bwrap
 
-console = Console()
-OUT = Console(stderr=False)
+console = Console(stderr=True)
+#: Wide enough for the table also when it goes to a file.
+OUT = Console(width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass
@@ -196,24 +197,26 @@ def descendants_and_sandboxes(server_pid: int) -> list[int]:
 
 def idle_memory(client: Runra, server_pid: int, count: int) -> list[Row]:
     before = memory_kb(descendants_and_sandboxes(server_pid))
-    free_before = available_kb()
+    machine_before = used_kb()
     sandboxes = [client.sandboxes.create(image="host", timeout_ms=600_000, idle_timeout_ms=600_000) for _ in range(count)]
     time.sleep(2)
     after = memory_kb(descendants_and_sandboxes(server_pid))
-    free_after = available_kb()
+    machine_after = used_kb()
     for sandbox in sandboxes:
         sandbox.terminate()
     return [
         row(f"{count} idle sandboxes", "runra, all processes", [after / 1024], "MB", f"PSS, server included; server alone {before / 1024:.0f} MB"),
-        row(f"{count} idle sandboxes", "runra, whole machine", [(free_before - free_after) / 1024], "MB", "drop of MemAvailable, kernel memory included"),
+        row(f"{count} idle sandboxes", "runra, whole machine", [(machine_after - machine_before) / 1024], "MB", "growth of what is in use, the kernel's part included"),
     ]
 
 
-def available_kb() -> int:
+def used_kb() -> int:
+    """Memory in use on the machine, less what the kernel would give back at once."""
+    fields = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1])
-    raise RuntimeError("no MemAvailable in /proc/meminfo")
+        name, value = line.split(":")
+        fields[name] = int(value.split()[0])
+    return fields["MemTotal"] - sum(fields[name] for name in ("MemFree", "Buffers", "Cached", "SReclaimable"))
 
 
 def imports() -> list[Row]:
