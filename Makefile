@@ -10,8 +10,10 @@ C_FILES := $(wildcard guest/*.c guest/*.h launcher/*.c launcher/*.h)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 WORKERS ?= 2
+FUZZ_SECONDS ?= 600
+MINUTES ?= 10
 
-.PHONY: help install demo test lint native generate bench clean
+.PHONY: help install demo test attacks fuzz soak lint native generate bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -26,6 +28,15 @@ demo: install ## a server of its own and the main job, with real output
 test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
+
+attacks: install ## only the attacks on the walls
+	$(BIN)/python -m pytest -n $(WORKERS) tests/attacks
+
+fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
+	fuzz/run.sh $(FUZZ_SECONDS)
+
+soak: install ## lives of thousands of sandboxes, and what they left, MINUTES=10
+	$(BIN)/python benchmarks/soak.py $(MINUTES)
 
 lint: install ## ruff, strict mypy, and whether the SDK's sync half is up to date
 	$(BIN)/ruff check .

@@ -145,6 +145,12 @@ async def started(
         client = Client(f"http://127.0.0.1:{port}", key, session)
         try:
             yield Running(settings, app, nodes[0], client, server, keep)
+        except BaseException:
+            # A test that fails leaves no sandbox behind either.
+            if real:
+                for sandbox in list(nodes[0].sandboxes.values()):
+                    await sandbox.terminate()
+            raise
         finally:
             server.should_exit = True
             await asyncio.wait_for(task, 20)

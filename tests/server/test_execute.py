@@ -220,6 +220,37 @@ async def test_background_processes(run: Running, box: str) -> None:
     assert (late.status, late.error["code"]) == (409, "INVALID_STATE")
 
 
+async def test_many_listen_to_a_process_that_has_ended(client: Client, box: str) -> None:
+    made = await client.call("POST", f"/sandboxes/{box}/execute", json={"command": "seq 90000", "background": True})
+    base = f"/sandboxes/{box}/processes/{made.json['pid']}"
+    while (await client.call("GET", base)).json["state"] == "running":
+        await asyncio.sleep(0.02)
+
+    async def listen() -> str:
+        async with client.open("GET", f"{base}/output") as response:
+            return "".join(it["data"]["data"] for it in await sse(response) if it["event"] == "stdout")
+
+    assert set(await asyncio.gather(*(listen() for _ in range(8)))) == {"".join(f"{n}\n" for n in range(1, 90001))}
+
+
+async def test_a_client_that_goes_before_the_start_holds_nothing_up(run: Running, box: str) -> None:
+    link = run.node.sandboxes[box].link
+    original = link.exec
+
+    async def slow(spec: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await original(spec)
+
+    link.exec = slow
+    body = {"command": "seq 400000; echo > end"}
+    with pytest.raises(asyncio.TimeoutError):
+        async with asyncio.timeout(0.1):
+            await run.client.call("POST", f"/sandboxes/{box}/execute", json=body, headers=STREAM)
+    async with asyncio.timeout(10):
+        while not (link.root / "workspace/end").exists():
+            await asyncio.sleep(0.02)
+
+
 async def test_signals(client: Client, box: str) -> None:
     made = await client.call(
         "POST", f"/sandboxes/{box}/execute", json={"command": "sleep 50 & wait", "background": True}

@@ -107,18 +107,18 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
             # A paused sandbox cannot answer; its commands are followed again once it is resumed.
             if sandbox.id in to_adopt and sandbox.info().state == "running":
                 to_adopt.discard(sandbox.id)
-                executions.adopt(sandbox)
+                await executions.adopt(sandbox)
 
         node.on_change = changed
         stack.push_async_callback(node.close)
         await node.start()
         stack.push_async_callback(executions.close)
         await creates.reconcile()
-        to_adopt |= set(node.sandboxes)
-        for sandbox in list(node.sandboxes.values()):
-            if sandbox.info().state == "running":
-                to_adopt.discard(sandbox.id)
-                executions.adopt(sandbox)
+        alive = list(node.sandboxes.values())
+        awake = [sandbox for sandbox in alive if sandbox.info().state == "running"]
+        to_adopt |= {sandbox.id for sandbox in alive} - {sandbox.id for sandbox in awake}
+        # Before the first call comes in: a retry must find its command, not start a second reader of it.
+        await asyncio.gather(*(executions.adopt(sandbox) for sandbox in awake))
         services = Services(settings, store, node, events, access, creates, executions, measures)
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)

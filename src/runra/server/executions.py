@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import posixpath
@@ -126,6 +127,8 @@ class Executions:
         self._followed: dict[tuple[str, int], Followed] = {}
         # By idempotency tag, from before the command starts: two calls at once must not both ask the agent.
         self._tagged: dict[tuple[str, str], asyncio.Future[Followed]] = {}
+        # Processes somebody is about to attach to.
+        self._finding: dict[tuple[str, int], asyncio.Future[Followed]] = {}
         self._bodies: OrderedDict[str, str] = OrderedDict()
         self._ooms: OrderedDict[tuple[str, int], None] = OrderedDict()
 
@@ -289,17 +292,14 @@ class Executions:
     @asynccontextmanager
     async def stream(self, sandbox: Sandbox, request: ExecRequest, tag: str) -> AsyncIterator[tuple[int, Stream]]:
         """Run for a streaming client: the process's id and its output. The command outlives the client."""
-        stream = Stream()
         spec = spec_of(sandbox, request, tag)
-        running = await self._under_way(sandbox, tag, stream)
-        if running is not None:
-            pid = running.pid
-        else:
-            pid = (await self._start(sandbox, spec, request.stdin, lambda it: it.listen(stream))).pid
-        try:
-            yield pid, stream
-        finally:
-            stream.close()
+        # Closed on every path, also when the client goes before the command has started: a stream that is open and
+        # unread would hold the command up.
+        with contextlib.closing(Stream()) as stream:
+            running = await self._under_way(sandbox, tag, stream)
+            if running is None:
+                running = await self._start(sandbox, spec, request.stdin, lambda it: it.listen(stream))
+            yield running.pid, stream
 
     async def background(self, sandbox: Sandbox, request: ExecRequest, tag: str) -> AgentProcess:
         """Run for nobody in particular; its output is read and dropped here, the agent keeps the latest of it."""
@@ -312,32 +312,51 @@ class Executions:
     @asynccontextmanager
     async def terminal(self, sandbox: Sandbox, spec: ExecSpec) -> AsyncIterator[tuple[Followed, Stream]]:
         """A terminal for a client; its command outlives the client."""
-        stream = Stream()
-        followed = await self._start(sandbox, spec, None, lambda it: it.listen(stream))
-        try:
-            yield followed, stream
-        finally:
-            stream.close()
-            followed.leave(stream)
+        with contextlib.closing(Stream()) as stream:
+            followed = await self._start(sandbox, spec, None, lambda it: it.listen(stream))
+            try:
+                yield followed, stream
+            finally:
+                followed.leave(stream)
 
     @asynccontextmanager
     async def attached(self, sandbox: Sandbox, pid: int, offset: int) -> AsyncIterator[tuple[Followed, Stream]]:
         """Listen to a process from an offset on, whether this server started it, adopted it, or it has ended."""
-        stream = Stream(offset)
-        followed = await self._find(sandbox, pid, offset, stream)
-        try:
-            yield followed, stream
-        finally:
-            stream.close()
-            followed.leave(stream)
+        with contextlib.closing(Stream(offset)) as stream:
+            followed = await self._find(sandbox, pid, offset, stream)
+            try:
+                yield followed, stream
+            finally:
+                followed.leave(stream)
+
+    async def find(self, sandbox: Sandbox, pid: int) -> Followed:
+        """The process, to write to its stdin."""
+        return await self._find(sandbox, pid, 0, None)
 
     async def _find(self, sandbox: Sandbox, pid: int, offset: int, stream: Stream | None) -> Followed:
-        followed = self._followed.get((sandbox.id, pid))
-        if followed is not None and not followed.done and (stream is None or await followed.listen(stream)):
-            return followed
+        place = sandbox.id, pid
+        while True:
+            followed = self._followed.get(place)
+            if followed is not None and not followed.done and (stream is None or await followed.listen(stream)):
+                return followed
+            # Two calls at once must not both attach: the second would take the output from the first.
+            if (first := self._finding.get(place)) is None:
+                break
+            await asyncio.shield(first)
         found: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+        self._look_for(place, found)
         self._spawn(self._follow(sandbox, pid, offset, stream, found))
-        return await found
+        return await asyncio.shield(found)
+
+    def _look_for(self, place: tuple[str, int], found: asyncio.Future[Followed]) -> None:
+        self._finding[place] = found
+
+        def forget(done: asyncio.Future[Followed]) -> None:
+            del self._finding[place]
+            if not done.cancelled():
+                done.exception()  # whoever waits has it; nobody may be waiting
+
+        found.add_done_callback(forget)
 
     async def _follow(
         self, sandbox: Sandbox, pid: int, offset: int, stream: Stream | None, found: asyncio.Future[Followed]
@@ -349,13 +368,8 @@ class Executions:
                 async with self._held(sandbox, link, process) as followed:
                     if stream is not None:
                         await followed.listen(stream)
-                    if not found.cancelled():
-                        found.set_result(followed)
+                    found.set_result(followed)
                     await followed.drive(Tale(self, sandbox, process, process.command[:_TOLD], ours=False).end)
-
-    async def find(self, sandbox: Sandbox, pid: int) -> Followed:
-        """The process, to write to its stdin."""
-        return await self._find(sandbox, pid, 0, None)
 
     async def _start(self, sandbox: Sandbox, spec: ExecSpec, stdin: str | None, begin: Begin) -> Followed:
         """Run beside the call that asked, so that its client may go; returns once the command has started."""
@@ -363,42 +377,49 @@ class Executions:
 
         async def started(followed: Followed) -> None:
             await begin(followed)
-            if not found.cancelled():
-                found.set_result(followed)
+            found.set_result(followed)
 
         async def run() -> None:
             with _reported(found):
                 await self._run(sandbox, spec, stdin, started)
 
         self._spawn(run())
-        return await found
+        return await asyncio.shield(found)
 
-    def adopt(self, sandbox: Sandbox) -> None:
-        """After a restart: see the commands that outlived the last server to their ends."""
-        self._spawn(self._adopt(sandbox))
-
-    async def _adopt(self, sandbox: Sandbox) -> None:
+    async def adopt(self, sandbox: Sandbox) -> None:
+        """After a restart: see the commands that outlived the last server to their ends. When this returns, a retry of
+        any of them finds it under way."""
         try:
-            async with sandbox.use() as link, asyncio.TaskGroup() as group:
-                for status in await link.processes():
-                    if status.exit is None and (sandbox.id, status.pid) not in self._followed:
-                        group.create_task(self._see_out(sandbox, link, status))
-        except* RunraError as errors:
-            _log.info("sandbox %s: its commands are no longer followed: %s", sandbox.id, errors.exceptions[0])
+            async with sandbox.use() as link:
+                alive = [status for status in await link.processes() if status.exit is None]
+        except RunraError as error:
+            _log.warning("sandbox %s: its commands are not followed: %s", sandbox.id, error)
+            return
+        for status in alive:
+            claimed = self._claim((sandbox.id, status.tag)) if status.tag else None
+            found: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+            self._look_for((sandbox.id, status.pid), found)
+            self._spawn(self._see_out(sandbox, status, claimed, found))
 
-    async def _see_out(self, sandbox: Sandbox, link: AgentLink, status: ProcessStatus) -> None:
-        place = sandbox.id, status.tag
-        claimed = self._claim(place) if status.tag and place not in self._tagged else None
+    async def _see_out(
+        self,
+        sandbox: Sandbox,
+        status: ProcessStatus,
+        claimed: asyncio.Future[Followed] | None,
+        found: asyncio.Future[Followed],
+    ) -> None:
         try:
-            with _reported(claimed, again=True):
-                process = await link.attach(status.pid)
-                async with self._held(sandbox, link, process) as followed:
-                    if claimed is not None:
-                        claimed.set_result(followed)
-                    await followed.drive(Tale(self, sandbox, process, status.command[:_TOLD], ours=True).end)
+            with _reported(claimed), _reported(found, again=True):
+                async with sandbox.use() as link:
+                    process = await link.attach(status.pid)
+                    async with self._held(sandbox, link, process) as followed:
+                        found.set_result(followed)
+                        if claimed is not None:
+                            claimed.set_result(followed)
+                        await followed.drive(Tale(self, sandbox, process, status.command[:_TOLD], ours=True).end)
         finally:
             if claimed is not None:
-                del self._tagged[place]
+                del self._tagged[sandbox.id, status.tag]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

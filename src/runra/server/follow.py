@@ -210,8 +210,9 @@ class Followed:
     async def _swap(self) -> None:
         """Take the stream again, from the earliest byte a listener still wants."""
         offset = min((listener.position for listener in self._listeners), default=self._at)
-        self.process.detach()
-        self.process = await self._link.attach(self.pid, offset=offset)
+        # The new stream takes over from the old one. Left first, the agent would for a moment keep nothing for anybody.
+        before, self.process = self.process, await self._link.attach(self.pid, offset=offset)
+        before.detach()
         self._at = offset
         self._rewind = False
         self._stdin.release()

@@ -144,7 +144,8 @@ class Routes:
                         "style": "deepObject",
                         "explode": True,
                         "description": f"every given pair must match: {apart}[key]=value",
-                        "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+                        # No type for the values: in a query string whatever is written is text.
+                        "schema": {"type": "object", "additionalProperties": True},
                     }
                 )
             extra: dict[str, Any] = {SCOPE_FIELD: scope, "security": [{"key": []}], "parameters": parameters}

@@ -40,10 +40,17 @@ _EXHAUSTED: Final = {
     errno.EOVERFLOW: "watch_overflow",
     errno.EUSERS: "too_many_watches",
 }
+#: Errnos are below this on Linux.
+_ERRNOS: Final = 4096
 
 
 def _name(code: int) -> str:
     return errno.errorcode.get(code, str(code))
+
+
+def _words(code: int) -> str:
+    """What an errno means. It comes from the sandbox: it may be any number."""
+    return os.strerror(code) if code < _ERRNOS else f"error {code}"
 
 
 def _exhausted(code: int, message: str) -> RunraError:
@@ -73,7 +80,7 @@ def agent_error(fields: Fields, **about: Any) -> RunraError:
     """What an ERROR frame says; `about` are the request's values that may be at fault."""
     code = fields.number(Field.ERRNO, 0)
     stage = fields.number(Field.STAGE, 0)
-    message = fields.text(Field.MESSAGE, "") or os.strerror(code)
+    message = fields.text(Field.MESSAGE, "") or _words(code)
     if stage == Stage.NO_PROCESS:
         return RunraError(
             "INVALID_REQUEST",

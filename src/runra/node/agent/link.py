@@ -14,6 +14,7 @@ from runra.node.agent.channel import WINDOW, Channel, unpack_exit
 from runra.node.agent.failures import agent_error
 from runra.node.agent.files import AgentFiles
 from runra.node.agent.frames import (
+    HEADER,
     MAX_REQUEST,
     MAX_STRINGS,
     VERSION,
@@ -34,7 +35,8 @@ from runra.node.agent.types import AgentLost, ExecSpec, ProcessStatus
 REPLY_TIMEOUT: Final = 10.0
 #: Longest path a Unix socket address holds, its NUL included.
 _SUN_PATH: Final = 108
-_MOST_STATUSES: Final = 4096
+#: Bytes of one answer's frames: a thousand processes take a quarter of it.
+_MOST_ANSWER: Final = 4 << 20
 _MOST_LEAVING: Final = 65536
 #: Bytes written and not yet taken beyond which nothing new is asked.
 _MOST_UNSENT: Final = 32 << 20
@@ -52,12 +54,14 @@ class _Call:
         self._link, self.stream, self._about = link, stream, about
         self.done: asyncio.Future[list[bytes]] = link.loop.create_future()
         self._answers: list[bytes] = []
+        self._held = 0
 
     def frame(self, frame: Frame) -> None:
         kind, payload = frame.type, frame.payload
         if kind == Tell.STATUS:
             self._answers.append(payload)
-            if len(self._answers) > _MOST_STATUSES:
+            self._held += HEADER.size + len(payload)
+            if self._held > _MOST_ANSWER:
                 raise ProtocolError("more processes than an agent keeps")
         elif kind in (Tell.DONE, Tell.PONG):
             self._link.forget(self.stream)

@@ -47,8 +47,8 @@ async def create_sandbox(call: Caller, body: SandboxConfig) -> Response:
 async def list_sandboxes(call: Caller, query: Annotated[ListQuery, Parameters()]) -> Response:
     """List your organization's sandboxes, newest first; terminated ones as well."""
     for name, value in call.apart.items():
-        if "\0" in name or "\0" in value:
-            raise bad_request("metadata", "must not contain a NUL byte")
+        if not 0 < len(name) <= 128 or "\0" in name + value:
+            raise bad_request("metadata", "a key has 1 to 128 characters, and nothing in it is NUL", name)
     found, total = await listed(
         call.services.store,
         call.key.organization_id,
