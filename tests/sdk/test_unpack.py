@@ -176,7 +176,12 @@ def test_no_archive_leads_out(tmp_path_factory: pytest.TempPathFactory, wanted: 
     assert os.listdir(home) == ["x"]
     assert os.listdir(home / "x") == ["y"]
     for path in root.rglob("*"):
-        assert Path(os.path.realpath(path)).is_relative_to(root)
+        try:  # the kernel's word, not a calculation: realpath loses its way in a ring of links
+            there = os.open(path, os.O_PATH)
+        except OSError:
+            continue  # it leads nowhere
+        assert Path(os.readlink(f"/proc/self/fd/{there}")).is_relative_to(root)
+        os.close(there)
 
 
 @settings(deadline=None)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from schemathesis.core.parameters import ParameterLocation
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from runra.server.app import create_app
 from runra.server.settings import ServerSettings
@@ -71,7 +73,15 @@ def test_every_operation_keeps_the_document(case: schemathesis.Case, server: tup
     meant_well = case.meta is not None and case.meta.generation.mode.is_positive
     if meant_well and isinstance(case.body, dict) and isinstance(case.body.get("command"), str):
         case.body["command"] = "true"
-    case.call_and_validate(base_url=run.client.url, headers={"Authorization": f"Bearer {run.client.key}"}, timeout=20)
+    # The key below mends whatever was made wrong about the headers: then there may be nothing left to refuse.
+    spoilt = None if case.meta is None else case.meta.components.get(ParameterLocation.HEADER)
+    mended = [negative_data_rejection] if spoilt is not None and spoilt.mode.is_negative else []
+    case.call_and_validate(
+        base_url=run.client.url,
+        headers={"Authorization": f"Bearer {run.client.key}"},
+        timeout=20,
+        excluded_checks=mended,
+    )
 
 
 async def test_the_document_names_everything(client: Client) -> None:
