@@ -30,6 +30,7 @@
 
 #define STAGE "/mnt" /* exists on every Linux (FHS 3.0, 3.12); hidden only in the sandbox's own mount namespace */
 #define MOUNTS_MAX 32
+#define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
 
 struct mount_request {
@@ -208,6 +209,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     error_fd = STDERR_FILENO;
     limit(RLIMIT_CORE, 0, 0);
     limit(RLIMIT_NOFILE, 65536, 1048576);
+    limit(RLIMIT_MEMLOCK, MEMLOCK_BYTES, MEMLOCK_BYTES);
     if (chdir("/") < 0) fail("chdir", "/");
     umask(022);
     if (userns >= 0) {

@@ -653,6 +653,10 @@ async def test_twenty_thousand_names(host: Host) -> None:
             async for _ in files.list("/workspace/many"):
                 count += 1
             assert count == 20_000
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("runra.node.agent.files.LISTED", 10_000)
+                with pytest.raises(RunraError, match="more than 10000 entries"):
+                    await files.list("/workspace/many")
             members = size = 0
             async for chunk in files.read_archive("/workspace/many"):
                 size += len(chunk)

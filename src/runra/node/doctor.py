@@ -68,7 +68,7 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
     With `trial`, a real sandbox is started, runs `true` and is terminated, in a folder beside the data folder's.
     """
     root = os.geteuid() == 0
-    findings = [_user(root), _kernel(root), _bwrap(), _native(), _filter()]
+    findings = [_user(root), _kernel(root), _bwrap(), _native(), _filter(), _core_pattern()]
     with _scratch(data_dir) as scratch:
         if scratch is None:
             where = _standing(data_dir)
@@ -161,6 +161,19 @@ def _filter() -> Finding:
     if "Seccomp:" not in Path("/proc/self/status").read_text():
         return Finding(name, "missing", "this kernel has no seccomp", "boot one with CONFIG_SECCOMP_FILTER")
     return Finding(name, "ok", f"an allow-list of {len(seccomp.ALLOWED)} calls")
+
+
+def _core_pattern() -> Finding:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith("|"):
+        # The kernel starts a pipe's program whatever RLIMIT_CORE says (core(5); CVE-2025-4598, CVE-2025-5054).
+        return Finding(
+            "core dumps",
+            "limited",
+            f"a crash in a sandbox starts {pattern[1:].split()[0]} as root on this machine",
+            "sysctl -w kernel.core_pattern=core",
+        )
+    return Finding("core dumps", "ok", "none are written for sandboxes")
 
 
 # --- what the kernel lets us do ---

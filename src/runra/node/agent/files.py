@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Seconds for an operation that moves no content, as long as the agent shows no sign of life.
 METADATA_TIMEOUT: Final = 30.0
+#: Entries that one answer may hold; a listing that is iterated has no such bound.
+LISTED: Final = 100_000
 
 _STAT, _READ, _WRITE, _LIST, _MKDIR, _MOVE, _DELETE, _ARCHIVE_OUT, _ARCHIVE_IN, _WATCH = range(1, 11)
 _RECURSIVE, _PARENTS, _SYNC = 1, 2, 4
@@ -67,7 +69,17 @@ class Listing(AsyncIterator[FileEntry]):
         return await anext(self._entries)
 
     async def _all(self) -> list[FileEntry]:
-        return sorted([entry async for entry in self._entries], key=lambda entry: entry.path)
+        found: list[FileEntry] = []
+        async for entry in self._entries:
+            if len(found) == LISTED:
+                await self.aclose()
+                raise RunraError(
+                    "INVALID_REQUEST",
+                    f"more than {LISTED} entries: list its subfolders one by one, or take an archive",
+                    details={"reason": "too_many_entries", "maximum": LISTED},
+                )
+            found.append(entry)
+        return sorted(found, key=lambda entry: entry.path)
 
     def __await__(self) -> Generator[Any, None, list[FileEntry]]:
         return self._all().__await__()
