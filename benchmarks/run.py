@@ -197,26 +197,14 @@ def descendants_and_sandboxes(server_pid: int) -> list[int]:
 
 def idle_memory(client: Runra, server_pid: int, count: int) -> list[Row]:
     before = memory_kb(descendants_and_sandboxes(server_pid))
-    machine_before = used_kb()
     sandboxes = [client.sandboxes.create(image="host", timeout_ms=600_000, idle_timeout_ms=600_000) for _ in range(count)]
     time.sleep(2)
     after = memory_kb(descendants_and_sandboxes(server_pid))
-    machine_after = used_kb()
     for sandbox in sandboxes:
         sandbox.terminate()
     return [
         row(f"{count} idle sandboxes", "runra, all processes", [after / 1024], "MB", f"PSS, server included; server alone {before / 1024:.0f} MB"),
-        row(f"{count} idle sandboxes", "runra, whole machine", [(machine_after - machine_before) / 1024], "MB", "growth of what is in use, the kernel's part included"),
     ]
-
-
-def used_kb() -> int:
-    """Memory in use on the machine, less what the kernel would give back at once."""
-    fields = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, value = line.split(":")
-        fields[name] = int(value.split()[0])
-    return fields["MemTotal"] - sum(fields[name] for name in ("MemFree", "Buffers", "Cached", "SReclaimable"))
 
 
 def imports() -> list[Row]:
