@@ -266,3 +266,61 @@ async def test_a_pause_does_not_use_up_a_commands_time(host: Host) -> None:
         output = b"".join([chunk.data async for chunk in process.output()])
         exit = await process.wait()
     assert (output, exit.code, exit.timed_out) == (b"done\n", 0, False)
+
+
+@pytest.mark.parametrize("delay_ms", [0, 2, 5, 10, 20])
+async def test_ending_one_that_is_being_made(host: Host, delay_ms: int) -> None:
+    """Its id is known before it runs (`sandbox.created`, the list): ending it then ends it, once."""
+    creating = asyncio.create_task(host.create())
+    await until(lambda: bool(host.node.sandboxes))
+    sandbox = next(iter(host.node.sandboxes.values()))
+    await asyncio.sleep(delay_ms / 1000)
+    await sandbox.terminate()
+    outcome = (await asyncio.gather(creating, return_exceptions=True))[0]
+    assert outcome is sandbox or (isinstance(outcome, RunraError) and outcome.code == "INVALID_STATE")
+    assert (sandbox.info().state, sandbox.info().termination_reason) == ("terminated", "user")
+    await asyncio.sleep(0.1)
+    kinds = host.kinds(sandbox)
+    assert kinds in (["sandbox.created", "sandbox.terminated"], ["sandbox.created", "sandbox.started", "sandbox.terminated"])
+
+
+async def test_a_clock_set_back_moves_no_deadline(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = await host.create(timeoutMs=700)
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - 3_600_000_000_000)
+    await until(lambda: sandbox.info().state == "terminated", 3)
+    assert sandbox.info().termination_reason == "timeout"
+
+
+async def test_an_old_oom_is_not_blamed_for_a_later_end(host: Host) -> None:
+    sandbox = await host.create(resources={"memoryMb": 64})
+    await host.run(sandbox, "python3 -c 'x = bytearray(1 << 28)'")
+    assert sandbox.oom_kills() > 0
+    os.kill(sandbox.record.pid, signal.SIGKILL)
+    await until(lambda: sandbox.info().state == "terminated")
+    assert sandbox.info().termination_reason == "error"
+
+
+async def test_idle_is_tried_again_after_a_failure(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = await host.create(idleTimeoutMs=200)
+    real, failures = sandbox.cgroup.freeze, []
+
+    async def fails_once(timeout: float = 10.0) -> None:
+        if not failures:
+            failures.append(1)
+            raise RunraError("INTERNAL_ERROR", "did not stop")
+        await real(timeout)
+
+    monkeypatch.setattr(sandbox.cgroup, "freeze", fails_once)
+    await until(lambda: sandbox.info().state == "paused", 5)
+    assert failures
+
+
+async def test_disk_use_cannot_be_led_out(host: Host, tmp_path: Path) -> None:
+    """A link in the place of a folder counts as a link, whoever looks."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "big").write_bytes(b"x" * (8 << 20))
+    sandbox = await host.create()
+    await host.run(sandbox, f"ln -s {outside} /workspace/out; head -c 1M /dev/urandom > /workspace/mine; sync")
+    assert 1 << 20 <= (await sandbox.metrics())["diskBytes"] < 4 << 20

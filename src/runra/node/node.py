@@ -151,7 +151,7 @@ class Node:
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
-            async with asyncio.timeout(self.settings.start_timeout), self._starts:
+            async with asyncio.timeout(self.settings.start_timeout), self._starts, sandbox.starting():
                 await self._start(sandbox, isolation)
         except BaseException as error:
             sandbox.cgroup.kill()

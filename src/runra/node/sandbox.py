@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _KILL_TIMEOUT: Final = 10.0
 #: While a background process keeps an idle sandbox busy, look again after at most so many seconds.
 _BUSY_RECHECK: Final = 5.0
+#: Seconds for which a look at a sandbox's disk use stays good.
+_DISK_FRESH: Final = 5.0
 
 
 def _now_ms() -> int:
@@ -71,6 +73,14 @@ class Sandbox:
         self._pidfd = -1
         self._died = asyncio.Event()
         self._users = 0
+        self._released = False
+        #: When the present stretch of running began, by the monotonic clock: the wall's may be set back.
+        self._running_since = time.monotonic()
+        #: The OOM count when the sandbox was last used: what comes after it may be what killed process 1.
+        self._ooms_known = 0
+        self._disk_bytes = 0
+        self._disk_seen = -_DISK_FRESH
+        self._disk_looking = asyncio.Lock()
         self._last_activity = time.monotonic()
         self._lifetime: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -130,8 +140,8 @@ class Sandbox:
 
     def ran_ms(self) -> int:
         """Time spent running so far, in ms; paused time does not count."""
-        present = _now_ms() - self.record.running_since_ms if self.record.state == "running" else 0
-        return self.record.ran_ms + max(0, present)
+        present = time.monotonic() - self._running_since if self.record.state == "running" else 0.0
+        return self.record.ran_ms + int(present * 1000)
 
     def oom_kills(self) -> int:
         """How often the kernel killed one of its processes for want of memory."""
@@ -145,9 +155,17 @@ class Sandbox:
         found: dict[str, Any] = {"ranMs": self.ran_ms(), "oomKills": self.oom_kills()}
         with contextlib.suppress(OSError):
             found.update(self.cgroup.usage())
-        found["diskBytes"] = await asyncio.to_thread(_disk_bytes, self.folder)
+        found["diskBytes"] = await self._disk_use()
         found["limits"] = self.record.config.resources.model_dump(by_alias=True)
         return found
+
+    async def _disk_use(self) -> int:
+        """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
+        async with self._disk_looking:
+            if time.monotonic() - self._disk_seen >= _DISK_FRESH:
+                self._disk_bytes = await asyncio.to_thread(_bytes_below, self.folder)
+                self._disk_seen = time.monotonic()
+            return self._disk_bytes
 
     # --- the agent ---
 
@@ -168,6 +186,7 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
+            self._ooms_known = self.oom_kills()
             self.touch()
 
     def touch(self) -> None:
@@ -205,6 +224,15 @@ class Sandbox:
 
     # --- start and adoption ---
 
+    @asynccontextmanager
+    async def starting(self) -> AsyncIterator[None]:
+        """The first transition: whoever wants to end or pause it meanwhile waits. INVALID_STATE if it was ended before
+        its start."""
+        async with self._turn:
+            if self.record.state != "creating":
+                raise self._ended()
+            yield
+
     async def started(self, pid: int) -> None:
         """The wall stands: watch process 1, greet the agent, and call it running."""
         record = self.record
@@ -228,6 +256,7 @@ class Sandbox:
         if record.state == "paused":
             await self._freeze()  # the crash may have come between the decision and the deed
         else:
+            self._running_since = time.monotonic() - max(0, _now_ms() - record.running_since_ms) / 1000
             self._thaw()
             await self._agent()
             self._arm()
@@ -240,7 +269,7 @@ class Sandbox:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         self._died.set()
         if self.record.state != "terminated":
-            self._go(self.terminate("oom" if self.oom_kills() else "error"))
+            self._go(self.terminate("oom" if self.oom_kills() > self._ooms_known else "error"))
 
     # --- transitions ---
 
@@ -315,6 +344,7 @@ class Sandbox:
 
     async def release(self) -> None:
         """Let go of it without ending it: the server stops, the sandbox lives on."""
+        self._released = True
         self._disarm()
         if self._pidfd >= 0 and not self._died.is_set():
             asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -368,6 +398,7 @@ class Sandbox:
     def _run_from_now(self) -> None:
         self.record.state = "running"
         self.record.running_since_ms = _now_ms()
+        self._running_since = time.monotonic()
         self.touch()
         self._arm()
 
@@ -384,10 +415,11 @@ class Sandbox:
 
     def _arm(self) -> None:
         self._disarm()
-        loop = asyncio.get_running_loop()
+        if self._released:
+            return
         left = max(0, self.record.config.timeout_ms - self.ran_ms()) / 1000
-        self._lifetime = loop.call_later(left, lambda: self._go(self._end_of_life()))
-        self._idle = loop.call_later(self._idle_left(), self._check_idle)
+        self._lifetime = asyncio.get_running_loop().call_later(left, lambda: self._go(self._end_of_life()))
+        self._look_again(self._idle_left())
 
     def _disarm(self) -> None:
         for timer in (self._lifetime, self._idle):
@@ -396,43 +428,49 @@ class Sandbox:
         self._lifetime = self._idle = None
 
     async def _end_of_life(self) -> None:
-        # The deadline may have been moved while this waited for its turn.
-        await self._terminate("timeout", lambda: self.ran_ms() >= self.record.config.timeout_ms - 1)
+        try:
+            # The deadline may have been moved while this waited for its turn.
+            await self._terminate("timeout", lambda: self.ran_ms() >= self.record.config.timeout_ms)
+        finally:
+            if self.record.state == "running":  # moved, or it would not die: then it is tried again
+                self._arm()
 
     def _idle_left(self) -> float:
         left: float = self._last_activity + self.record.config.idle_timeout_ms / 1000 - time.monotonic()
         return max(0.0, left)
 
+    def _look_again(self, delay: float) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = None if self._released else asyncio.get_running_loop().call_later(delay, self._check_idle)
+
     def _check_idle(self) -> None:
         """The idle time may be over; activity since only moved `_last_activity`, which is cheaper than a timer."""
-        loop = asyncio.get_running_loop()
-        idle: float = self.record.config.idle_timeout_ms / 1000
         if self._users:
-            self._idle = loop.call_later(min(idle, _BUSY_RECHECK), self._check_idle)
+            self._look_again(min(self.record.config.idle_timeout_ms / 1000, _BUSY_RECHECK))
         elif (left := self._idle_left()) > 0:
-            self._idle = loop.call_later(left, self._check_idle)
+            self._look_again(left)
         else:
-            self._go(self._pause_if_idle(min(idle, _BUSY_RECHECK)))
+            self._go(self._pause_if_idle())
 
-    async def _pause_if_idle(self, recheck: float) -> None:
+    async def _pause_if_idle(self) -> None:
         """Nobody holds it; but a background process is work, too, and its end the last activity."""
         try:
-            processes = await (await self._agent()).processes()
-        except AgentLost as lost:
-            log.warning("sandbox %s: pausing it without a word from its agent: %s", self.id, lost)
-            processes = []
-        if any(process.exit is None for process in processes):
-            self.touch()
-        else:
-            ended = max((process.exit.ended_at_ms for process in processes if process.exit), default=0)
-            since = (_now_ms() - ended) / 1000
-            self._last_activity = max(self._last_activity, time.monotonic() - max(0.0, since))
-        if self._users or self._idle_left() > 0:
-            self._idle = asyncio.get_running_loop().call_later(
-                recheck if self._users else min(recheck, max(self._idle_left(), 0.05)), self._check_idle
-            )
-            return
-        await self._pause("idle", lambda: not self._users and self._idle_left() <= 0)
+            try:
+                processes = await (await self._agent()).processes()
+            except RunraError as error:
+                log.warning("sandbox %s: pausing it without a word from its agent: %s", self.id, error)
+                processes = []
+            if any(process.exit is None for process in processes):
+                self.touch()
+            else:
+                ended = max((process.exit.ended_at_ms for process in processes if process.exit), default=0)
+                since = (_now_ms() - ended) / 1000
+                self._last_activity = max(self._last_activity, time.monotonic() - max(0.0, since))
+            await self._pause("idle", lambda: not self._users and self._idle_left() <= 0)
+        finally:
+            if self.record.state == "running":
+                self._look_again(min(_BUSY_RECHECK, max(self._idle_left(), 0.05)))
 
     # --- tasks of its own ---
 
@@ -461,15 +499,12 @@ class Sandbox:
         await asyncio.shield(task)
 
 
-def _disk_bytes(folder: Path) -> int:
-    """What the sandbox wrote, in bytes on disk; folders that vanish meanwhile count nothing."""
+def _bytes_below(folder: Path) -> int:
+    """What lies in a folder, in bytes on disk. Its owner is hostile: `fwalk` holds every folder open while it looks,
+    so one that is swapped for a link leads nowhere. What vanishes meanwhile counts nothing."""
     total = 0
-    waiting = [str(folder)]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+    for _, folders, files, fd in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
     return total
