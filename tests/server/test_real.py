@@ -213,3 +213,15 @@ async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerS
         await client.call("POST", f"/sandboxes/{paused['id']}/resume")
         assert (await client.run(paused["id"], "echo back"))["stdout"] == "back\n"
         await _end(second)
+
+
+async def test_a_retry_long_after_never_runs_it_again(real: Running) -> None:
+    """The agent remembers its latest 64 commands; a retry of one before them is told so."""
+    box = (await real.client.sandbox())["id"]
+    path, headers = f"/sandboxes/{box}/execute", {"Idempotency-Key": "first of many"}
+    body = {"command": "echo run >> count"}
+    assert (await real.client.call("POST", path, json=body, headers=headers)).status == 200
+    await asyncio.gather(*(real.client.run(box, "true") for _ in range(70)))
+    again = await real.client.call("POST", path, json=body, headers=headers)
+    assert (again.status, again.error["details"]["reason"]) == (409, "result_forgotten")
+    assert (await real.client.run(box, "cat count"))["stdout"] == "run\n"

@@ -130,6 +130,8 @@ class Executions:
         # Processes somebody is about to attach to.
         self._finding: dict[tuple[str, int], asyncio.Future[Followed]] = {}
         self._bodies: OrderedDict[str, str] = OrderedDict()
+        # Tags of commands that did start: one the agent has forgotten since must not start again.
+        self._begun: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._ooms: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     async def close(self) -> None:
@@ -233,7 +235,9 @@ class Executions:
         command = (spec.command if spec.command is not None else shlex.join(spec.argv))[:_TOLD]
         async with sandbox.use() as link:
             try:
+                await self._refuse_forgotten(sandbox, link, spec.tag)
                 process = await link.exec(spec)
+                self._note_begun(sandbox, spec.tag)
             except RunraError as error:
                 self.failed(sandbox, command, error)
                 raise await lost(sandbox, error) from error
@@ -256,6 +260,23 @@ class Executions:
                     if feeder is not None:
                         feeder.cancel()
                         await asyncio.gather(feeder, return_exceptions=True)
+
+    def _note_begun(self, sandbox: Sandbox, tag: str) -> None:
+        if tag:
+            self._begun[sandbox.id, tag] = None
+            if len(self._begun) > _REMEMBERED:
+                self._begun.popitem(last=False)
+
+    async def _refuse_forgotten(self, sandbox: Sandbox, link: AgentLink, tag: str) -> None:
+        """A retry never runs a command twice: INVALID_STATE when it ran and the sandbox kept its end no longer (it
+        keeps the latest 64)."""
+        if (sandbox.id, tag) in self._begun and not any(status.tag == tag for status in await link.processes()):
+            raise RunraError(
+                "INVALID_STATE",
+                "the command of this Idempotency-Key has run, and its result is no longer kept; "
+                "use a new key to run it again",
+                details={"reason": "result_forgotten"},
+            )
 
     async def collect(self, sandbox: Sandbox, request: ExecRequest, tag: str) -> ExecutionResult:
         """Run to the end and answer in one piece. EXECUTION_TIMEOUT carries what came until then."""
