@@ -194,6 +194,23 @@ async def test_handlers_hear_what_anyone_does(runra: Any, sandbox: Any) -> None:
     assert heard[2].total_runtime_ms >= heard[0].runtime_duration_ms
 
 
+async def test_a_start_that_lies_behind_is_told_once(sandbox: Any) -> None:
+    """`create` returns when it runs: nobody could have listened before."""
+    heard: list[Any] = []
+    sandbox.on("paused", heard.append)
+    sandbox.on("started", heard.append)
+    async with asyncio.timeout(5):
+        while not heard:
+            await asyncio.sleep(0.01)
+    assert (heard[0].sandbox_id, heard[0].timestamp) == (sandbox.id, sandbox.started_at)
+    await sandbox.pause()
+    await sandbox.resume()
+    async with asyncio.timeout(5):
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+    assert [type(event).__name__ for event in heard] == ["StartedEvent", "PausedEvent"]
+
+
 async def test_events(runra: Any, sandbox: Any) -> None:
     async with runra.events(after="evt_0") as stream:
         async for event in stream:

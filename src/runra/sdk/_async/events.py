@@ -18,6 +18,7 @@ from runra.sdk.lifecycle import (
     Handler,
     LifecycleEvent,
     LifecycleName,
+    StartedEvent,
     check_name,
     lifecycle,
     read_event,
@@ -118,11 +119,19 @@ class AsyncListener:
         self._stream: AsyncEventStream | None = None
         self._worker: AsyncWorker | None = None
         self._over = AsyncSignal()
+        self._announcers: list[AsyncWorker] = []
 
-    def add(self, name: LifecycleName, handler: Handler) -> Callable[[], None]:
+    def add(self, name: LifecycleName, handler: Handler, started_at: str | None) -> Callable[[], None]:
         check_name(name)
         wrapped = taking_one(handler)
         self._handlers.setdefault(name, []).append(wrapped)
+        if name == "started" and started_at is not None:
+            event = StartedEvent(self._sandbox_id, started_at)
+
+            async def announce() -> None:
+                await self._call(wrapped, name, event)
+
+            self._announcers.append(AsyncWorker(f"runra-started-{self._sandbox_id}", announce))
         if self._worker is None or not self._worker.running():
             self._over.clear()
             self._stream = AsyncEventStream(self._api, sandbox_path(self._sandbox_id, "events"))
@@ -152,8 +161,8 @@ class AsyncListener:
         stream, worker = self._stream, self._worker
         if stream is not None:
             await stream.close()
-        if worker is not None:
-            await worker.close(_CLOSE_S)
+        for one in (*self._announcers, *([worker] if worker is not None else [])):
+            await one.close(_CLOSE_S)
 
     async def _follow(self) -> None:
         assert self._stream is not None, "add() makes it"
@@ -177,7 +186,10 @@ class AsyncListener:
 
     async def _tell(self, name: LifecycleName, payload: LifecycleEvent) -> None:
         for handler in tuple(self._handlers.get(name, ())):
-            try:
-                await call_back(handler, payload)
-            except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the next handler has its turn
-                _log.exception("sandbox %s: the handler of %r failed", self._sandbox_id, name)
+            await self._call(handler, name, payload)
+
+    async def _call(self, handler: Handler, name: LifecycleName, payload: LifecycleEvent) -> None:
+        try:
+            await call_back(handler, payload)
+        except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the next handler has its turn
+            _log.exception("sandbox %s: the handler of %r failed", self._sandbox_id, name)

@@ -20,6 +20,7 @@ from runra.sdk.lifecycle import (
     Handler,
     LifecycleEvent,
     LifecycleName,
+    StartedEvent,
     check_name,
     lifecycle,
     read_event,
@@ -119,11 +120,19 @@ class Listener:
         self._stream: EventStream | None = None
         self._worker: Worker | None = None
         self._over = Signal()
+        self._announcers: list[Worker] = []
 
-    def add(self, name: LifecycleName, handler: Handler) -> Callable[[], None]:
+    def add(self, name: LifecycleName, handler: Handler, started_at: str | None) -> Callable[[], None]:
         check_name(name)
         wrapped = taking_one(handler)
         self._handlers.setdefault(name, []).append(wrapped)
+        if name == "started" and started_at is not None:
+            event = StartedEvent(self._sandbox_id, started_at)
+
+            def announce() -> None:
+                self._call(wrapped, name, event)
+
+            self._announcers.append(Worker(f"runra-started-{self._sandbox_id}", announce))
         if self._worker is None or not self._worker.running():
             self._over.clear()
             self._stream = EventStream(self._api, sandbox_path(self._sandbox_id, "events"))
@@ -153,8 +162,8 @@ class Listener:
         stream, worker = self._stream, self._worker
         if stream is not None:
             stream.close()
-        if worker is not None:
-            worker.close(_CLOSE_S)
+        for one in (*self._announcers, *([worker] if worker is not None else [])):
+            one.close(_CLOSE_S)
 
     def _follow(self) -> None:
         assert self._stream is not None, "add() makes it"
@@ -178,7 +187,10 @@ class Listener:
 
     def _tell(self, name: LifecycleName, payload: LifecycleEvent) -> None:
         for handler in tuple(self._handlers.get(name, ())):
-            try:
-                call_back(handler, payload)
-            except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the next handler has its turn
-                _log.exception("sandbox %s: the handler of %r failed", self._sandbox_id, name)
+            self._call(handler, name, payload)
+
+    def _call(self, handler: Handler, name: LifecycleName, payload: LifecycleEvent) -> None:
+        try:
+            call_back(handler, payload)
+        except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the next handler has its turn
+            _log.exception("sandbox %s: the handler of %r failed", self._sandbox_id, name)

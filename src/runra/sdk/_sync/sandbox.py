@@ -182,12 +182,13 @@ class Sandbox(SandboxFields):
         """Call `handler` whenever the sandbox is `started`, `paused`, `resumed`, `terminated`, or has an `error`.
 
         It hears what anyone does, the server's timers included, from now on, through one connection per sandbox
-        that is opened with the first handler. The payload has the document's fields in snake_case
+        that is opened with the first handler. Of a start that lies behind, as after `create`, a handler of `started`
+        is told at once. The payload has the document's fields in snake_case
         (`runtime_duration_ms`, `paused_duration_ms`, `reason`, `total_runtime_ms`, `error`); a handler may also take
         nothing. Handlers run one after another, apart from the calls; an exception in one is logged. Returns a
         function that takes the handler off again. Raises INVALID_REQUEST for another name.
         """
-        return self._listener.add(event, handler)
+        return self._listener.add(event, handler, self.started_at)
 
     def events(self, *, after: str | None = None) -> EventStream:
         """Every event of this sandbox from now on, or after the id `after`."""
