@@ -181,10 +181,13 @@ class Followed:
             try:
                 async with asyncio.timeout(None) as self._scope:
                     async for output in self.process.output():
-                        # A listener may come or go while another one is waited for.
+                        # Somebody wants what came before this piece: it comes again after the swap, for everybody.
+                        if self._rewind:
+                            break
+                        # First of all: who comes while another listener is waited for has missed this piece.
+                        self._at = output.offset + len(output.data)
                         for listener in tuple(self._listeners):
                             await listener.offer(output)
-                        self._at = output.offset + len(output.data)
                         if self._at >= _FIRST_BYTES and not self._heard.is_set():
                             await self._first_listener()
                         if self._rewind:
