@@ -60,6 +60,10 @@ async def test_the_main_job(real: Running) -> None:
         assert (await sse(response, 1))[0]["data"]["path"].endswith("seen")
     metrics = await client.call("GET", f"{box}/metrics")
     assert metrics.status == 200
+    told = (await client.call("GET", "/metrics")).raw.decode()
+    for name in ("cpu_seconds", "memory_bytes", "disk_bytes", "processes"):
+        line = next(line for line in told.splitlines() if line.startswith(f"runra_sandboxes_{name} "))
+        assert float(line.split()[1]) > 0
     ended = await client.call("DELETE", box)
     assert ended.json["terminationReason"] == "user"
 

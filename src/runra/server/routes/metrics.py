@@ -7,7 +7,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from runra.server.answers import plain
-from runra.server.measure import TEXT
+from runra.server.measure import TEXT, look_at
 from runra.server.routing import Caller, Routes
 
 routes: Final = Routes("metrics")
@@ -23,6 +23,8 @@ async def sandbox_metrics(call: Caller) -> Response:
     "GET", "/metrics", scope="admin:*", content={"text/plain": "# TYPE runra_sandboxes gauge\nrunra_sandboxes 1\n"}
 )
 async def server_metrics(call: Caller) -> Response:
-    """The server's counters in Prometheus's text format. They span all organizations, so this takes `admin:*`."""
-    text = call.services.measures.prometheus(call.services.node.sandboxes.values())
+    """The server's counters and what all sandboxes use, in Prometheus's text format. They span all organizations, so
+    this takes `admin:*`."""
+    sandboxes = list(call.services.node.sandboxes.values())
+    text = call.services.measures.prometheus(sandboxes, await look_at(sandboxes))
     return Response(text, headers={"Content-Type": TEXT})
