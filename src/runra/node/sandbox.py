@@ -236,7 +236,10 @@ class Sandbox:
     async def started(self, pid: int) -> None:
         """The wall stands: watch process 1, greet the agent, and call it running."""
         record = self.record
-        self._watch(pid)
+        try:
+            self._watch(pid)
+        except ProcessLookupError:
+            raise RunraError("INTERNAL_ERROR", f"process 1 of sandbox {self.id} died as it started") from None
         record.pid, record.pid_started = pid, process_start(pid)
         link = await self._agent()
         if record.config.workdir != "/workspace":
