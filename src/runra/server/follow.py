@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -35,7 +36,7 @@ class Ended:
         self.timed_out = timed_out
 
 
-class Listener:
+class Listener(ABC):
     """Takes a command's output from `position` on, each byte once, however often the reader goes back."""
 
     def __init__(self, position: int = 0) -> None:
@@ -50,11 +51,13 @@ class Listener:
             return Output(output.stream, self.position, output.data[self.position - output.offset :])
         return output
 
+    @abstractmethod
     async def offer(self, output: Output) -> None:
-        raise NotImplementedError
+        """Take a piece of output; a listener that makes this wait slows the command."""
 
+    @abstractmethod
     def end(self, how: Ended | RunraError) -> None:
-        raise NotImplementedError
+        """Hear how the command ended."""
 
 
 class Collector(Listener):
