@@ -11,6 +11,7 @@ import pytest
 from runra.runtime.registry import SANDBOX_PROVIDERS
 from tests.providers.engine import IMAGE, engine
 from tests.runtime.conftest import clean_environment, real
+from tests.runtime.fakes.e2b_service import E2BService
 from tests.sdk.conftest import RealServer
 
 __all__ = ["clean_environment", "real"]
@@ -22,7 +23,14 @@ def docker_url() -> Iterator[str]:
         yield url
 
 
-PROVIDERS = ["runra-sandbox", "docker"]
+@pytest.fixture(scope="session")
+def e2b_service() -> Iterator[E2BService]:
+    service = E2BService()
+    yield service
+    service.close()
+
+
+PROVIDERS = ["runra-sandbox", "docker", "e2b"]
 
 
 @pytest.fixture(scope="module", params=PROVIDERS)
@@ -35,6 +43,9 @@ def runra_provider(
     if request.param == "docker":
         url: str = request.getfixturevalue("docker_url")
         return factory, {"url": url, "pull": "never", "stateDir": state}, IMAGE
+    if request.param == "e2b":
+        fake: E2BService = request.getfixturevalue("e2b_service")
+        return factory, {"apiKey": "e2b_key", "apiUrl": fake.url, "sandboxUrl": fake.url}, "base"
     server: RealServer = request.getfixturevalue("real")
     return factory, _noted(server.config), "host"
 

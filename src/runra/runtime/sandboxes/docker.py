@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -19,25 +18,24 @@ from runra.errors import RunraError, not_found
 from runra.ids import SANDBOX_ID, new_id
 from runra.runtime.capabilities import Capabilities
 from runra.runtime.sandboxes import shell
-from runra.runtime.sandboxes.base import BaseProvider
 from runra.runtime.sandboxes.docker_exec import DockerExec, mapped
 from runra.runtime.sandboxes.docker_shape import LABEL, DockerConfig, asked, container, epoch, handle, name_of
 from runra.runtime.sandboxes.ledger import Ledger, state_dir
-from runra.runtime.sandboxes.lifetimes import Life, Lifetimes
-from runra.runtime.sandboxes.running import Running, finish
+from runra.runtime.sandboxes.lifetimes import Life
+from runra.runtime.sandboxes.running import Attached, finish
+from runra.runtime.sandboxes.timed import TimedProvider
 from runra.runtime.tasks import to_end
 from runra.runtime.types import ExecuteOptions, ProcessHandle, SandboxHandle
 from runra.sdk.types import ListOptions, SandboxConfig, refused
 
 _log = logging.getLogger("runra.runtime")
 
-_BASH_ELSE_SH: Final = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; fi; exec sh -c "$1"'
 _PULL_S: Final = 900.0
 _UNDO_S: Final = 30.0
 _AT_ONCE: Final = 16
 
 
-class DockerProvider(BaseProvider):
+class DockerProvider(TimedProvider):
     """A sandbox is a container: labelled, with hard limits of CPU, memory (no swap) and processes, without privileges
     to gain, and without a network unless one is configured. Its wall is the engine's: one kernel, shared.
 
@@ -73,9 +71,7 @@ class DockerProvider(BaseProvider):
         self._limit_s = self._config.timeout_ms / 1000
         ledger = Ledger(state_dir(self._config.state_dir, "docker", self._config.namespace))
         ledger.open()
-        self._ledger = ledger
-        self._lifetimes = Lifetimes(ledger, self._time_over, self._pause_idle)
-        self._background: set[Running] = set()
+        self._watch(ledger)
         self._connector: aiohttp.BaseConnector | None = None
         self._docker = self._client()
         try:
@@ -127,7 +123,7 @@ class DockerProvider(BaseProvider):
                     details={"field": "image", "exitCode": shown["State"].get("ExitCode")},
                 )
         except BaseException as error:
-            await to_end(self._remove(id), _UNDO_S)
+            await to_end(self._destroy(id), _UNDO_S)
             if isinstance(error, RunraError) and "executable file not found" in error.message:
                 raise RunraError(
                     "INVALID_REQUEST", f"image: {config.image!r} has no /bin/sh", details={"field": "image"}
@@ -192,44 +188,24 @@ class DockerProvider(BaseProvider):
         offset = chosen.offset or 0
         return matching[offset : None if chosen.limit is None else offset + chosen.limit]
 
-    async def pause(self, id: str) -> None:
-        await self._pause(self._life(await self._show(id)), "")
+    async def _freeze(self, id: str) -> None:
+        async with self._call("pausing", id=id):
+            try:
+                await self._docker.containers.container(name_of(id)).pause()
+            except aiodocker.DockerError as error:
+                if "already paused" not in error.message:
+                    raise
 
-    async def _pause(self, life: Life, reason: str) -> None:
-        async with life.turn:
-            # Under its turn: whoever begins to use it waits for this, see `_use`.
-            if reason == "idle" and life.idle_left() != 0:
-                return
-            async with self._call("pausing", id=life.id):
-                try:
-                    await self._docker.containers.container(name_of(life.id)).pause()
-                except aiodocker.DockerError as error:
-                    if "already paused" not in error.message:
-                        raise
-            if not life.paused:
-                life.stop_clock()
-                self._lifetimes.note(life)
-        if reason:
-            self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": reason})
+    async def _thaw(self, id: str) -> None:
+        async with self._call("resuming", id=id):
+            try:
+                await self._docker.containers.container(name_of(id)).unpause()
+            except aiodocker.DockerError as error:
+                if "is not paused" not in error.message:
+                    raise
 
-    async def resume(self, id: str) -> None:
-        await self._resume(self._life(await self._show(id)))
-
-    async def _resume(self, life: Life) -> float:
-        """Let it run; how long it was paused, in ms."""
-        async with life.turn:
-            if not life.paused:
-                return 0.0
-            async with self._call("resuming", id=life.id):
-                try:
-                    await self._docker.containers.container(name_of(life.id)).unpause()
-                except aiodocker.DockerError as error:
-                    if "is not paused" not in error.message:
-                        raise
-            paused_ms = (time.monotonic() - life.since) * 1000
-            life.start_clock()
-            self._lifetimes.note(life)
-            return paused_ms
+    async def _is_paused(self, id: str) -> bool:
+        return bool((await self._show(id))["State"]["Paused"])
 
     async def terminate(self, id: str) -> None:
         if not SANDBOX_ID.fullmatch(id):
@@ -241,9 +217,9 @@ class DockerProvider(BaseProvider):
                 raise
             self._lifetimes.remove(id)
             return
-        await self._remove(id)
+        await self._destroy(id)
 
-    async def _remove(self, id: str) -> None:
+    async def _destroy(self, id: str) -> None:
         """Kill it and delete what it had; one that is gone is fine."""
         async with self._call("ending", id=id):
             try:
@@ -253,24 +229,6 @@ class DockerProvider(BaseProvider):
                 if error.status not in (404, 409):
                     raise
         self._lifetimes.remove(id)
-
-    async def _time_over(self, life: Life) -> None:
-        try:
-            shown = await self._show(life.id)
-        except RunraError as error:
-            if error.code != "SANDBOX_NOT_FOUND":
-                raise
-            self._lifetimes.remove(life.id)
-            return
-        if shown["State"]["Paused"] and not life.paused:  # by another process
-            life.stop_clock()
-            return
-        ran = life.total_ms()
-        await self._remove(life.id)
-        self.report("sandbox.terminated", life.id, {"reason": "timeout", "totalRuntimeMs": ran})
-
-    async def _pause_idle(self, life: Life) -> None:
-        await self._pause(life, "idle")
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -285,27 +243,16 @@ class DockerProvider(BaseProvider):
         self, id: str, command: str | Sequence[str], options: ExecuteOptions | None = None
     ) -> ProcessHandle:
         chosen = options or ExecuteOptions()
-        life = await self._use(id)
-        try:
+
+        async def attach() -> Attached:
             attached = await self._attach(id, command, chosen, stdin=True)
             await attached.find_pid()
-        except BaseException:
-            self._lifetimes.release(life)
-            raise
+            return attached
 
-        def ended() -> None:
-            self._lifetimes.release(life)
-            self._background.discard(running)
-
-        running = Running(attached, chosen.timeout_ms, ended)
-        self._background.add(running)
-        if chosen.stdin is not None:
-            await running.send_stdin(chosen.stdin.encode() if isinstance(chosen.stdin, str) else chosen.stdin)
-            await running.close_stdin()
-        return running
+        return await self._in_background(id, attach, chosen)
 
     async def _attach(self, id: str, command: str | Sequence[str], options: ExecuteOptions, stdin: bool) -> DockerExec:
-        argv = shell.argv(_BASH_ELSE_SH, command) if isinstance(command, str) else list(command)
+        argv = shell.argv(shell.BASH_ELSE_SH, command) if isinstance(command, str) else list(command)
         async with self._call("running a command", id=id):
             return await DockerExec.start(self._docker, name_of(id), argv, options, stdin=stdin, limit_s=self._limit_s)
 
@@ -321,37 +268,6 @@ class DockerProvider(BaseProvider):
 
     # --- what it stands on -------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _active(self, id: str) -> AsyncIterator[None]:
-        life = await self._use(id)
-        try:
-            yield
-        finally:
-            self._lifetimes.release(life)
-
-    async def _use(self, id: str) -> Life:
-        """Hold a sandbox that runs, or is resumed for it; the caller releases it."""
-        life = self._lifetimes.get(id) or self._life(await self._show(id))
-        self._lifetimes.hold(life)
-        try:
-            async with life.turn:  # a pause under way is over, and none for being idle can begin any more
-                paused = life.paused
-            if paused and life.auto_resume:
-                if paused_ms := await self._resume(life):
-                    self.report("sandbox.resumed", id, {"pausedDurationMs": int(paused_ms)})
-            elif paused:
-                if (await self._show(id))["State"]["Paused"]:
-                    raise RunraError(
-                        "INVALID_STATE",
-                        f"sandbox {id} is paused: resume it first, or create it with auto_resume",
-                        details={"sandboxId": id, "state": "paused"},
-                    )
-                life.start_clock()  # resumed by another process
-        except BaseException:
-            self._lifetimes.release(life)
-            raise
-        return life
-
     async def _show(self, id: str) -> dict[str, Any]:
         """What the engine says of a sandbox of this namespace. Any other container is SANDBOX_NOT_FOUND, too."""
         if not isinstance(id, str) or not SANDBOX_ID.fullmatch(id):
@@ -362,10 +278,10 @@ class DockerProvider(BaseProvider):
             raise not_found(id)
         return shown
 
-    def _life(self, shown: dict[str, Any]) -> Life:
-        life = self._known(shown)
+    async def _found(self, id: str) -> Life:
+        life = self._known(await self._show(id))
         if life is None:
-            raise not_found(shown["Name"].removeprefix("/runra-"))
+            raise not_found(id)
         return life
 
     def _known(self, shown: dict[str, Any]) -> Life | None:
@@ -410,9 +326,7 @@ class DockerProvider(BaseProvider):
             ) from error
 
     async def dispose(self) -> None:
-        for running in list(self._background):
-            await running.abandon()
-        await self._lifetimes.close()
+        await self._unwatch()
         await self._disconnect()
 
     async def _disconnect(self) -> None:

@@ -17,16 +17,6 @@ from runra.sdk.output import Stream
 
 _log = logging.getLogger("runra.runtime")
 
-#: Marks a command and all it starts: the engine itself cannot kill what it started by exec.
-_TAG: Final = "RUNRA_EXEC"
-_KILL: Final = r"""
-n=0; while [ $n -lt 20 ]; do hit=
-  for p in /proc/[0-9]*; do
-    if tr '\0' '\n' < "$p/environ" 2>/dev/null | grep -qx "$1"; then kill -9 "${p#/proc/}" 2>/dev/null && hit=1; fi
-  done
-  [ -z "$hit" ] && exit 0; n=$((n+1))
-done; exit 1
-"""
 _STREAMS: Final[dict[int, Stream]] = {1: "stdout", 2: "stderr"}
 #: The exit code is there a moment after the stream has ended.
 _EXIT_S: Final = 10.0
@@ -62,7 +52,7 @@ class DockerExec:
         exec = await docker.containers.container(container).exec(
             argv,
             stdin=stdin,
-            environment={**options.env, _TAG: tag},
+            environment={**options.env, shell.TAG: tag},
             workdir=options.cwd,
             user=options.user or "",
         )
@@ -126,7 +116,7 @@ class DockerExec:
 
     async def kill(self) -> None:
         options = ExecuteOptions(user=self._options.user)
-        argv = shell.argv(_KILL, f"{_TAG}={self._tag}")
+        argv = shell.argv(shell.KILL, f"{shell.TAG}={self._tag}")
         try:
             container = self._docker.containers.container(self._container)
             killer = await container.exec(argv, user=options.user or "", stdout=False, stderr=False)

@@ -58,6 +58,19 @@ if [ "$2" = 1 ]; then mkdir -p -- "$1" 2>/dev/null || exit 42; exit 0; fi
 mkdir -- "$1" || exit 45
 """
 
+BASH_ELSE_SH: Final = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; fi; exec sh -c "$1"'
+#: Marks a command and all it starts, where the back end itself cannot kill that: an environment variable.
+TAG: Final = "RUNRA_EXEC"
+#: Kills whatever carries the mark `NAME=value`, again until nothing does: it may be forking meanwhile.
+KILL: Final = r"""
+n=0; while [ $n -lt 20 ]; do hit=
+  for p in /proc/[0-9]*; do
+    if tr '\0' '\n' < "$p/environ" 2>/dev/null | grep -qx "$1"; then kill -9 "${p#/proc/}" 2>/dev/null && hit=1; fi
+  done
+  [ -z "$hit" ] && exit 0; n=$((n+1))
+done; exit 1
+"""
+
 
 def argv(script: str, *arguments: str) -> list[str]:
     """A script with its arguments, as a command."""
