@@ -48,6 +48,7 @@ class DockerProvider(TimedProvider):
         "streaming",
         "stdin",
         "background",
+        "stdin_end",
         "user",
         "pause",
         "auto_resume",

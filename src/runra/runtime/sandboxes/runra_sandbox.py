@@ -36,6 +36,7 @@ class RunraSandboxProvider(BaseProvider):
         "streaming",
         "stdin",
         "background",
+        "stdin_end",
         "pty",
         "user",
         "pause",

@@ -261,16 +261,29 @@ def test_stdin(bench: Bench, sandbox: Sandbox) -> None:
 
 def test_a_process_in_the_background(bench: Bench, sandbox: Sandbox) -> None:
     bench.needs("background", "stdin")
+    last = '[ "$line" = end ] && break'
 
     async def talk() -> tuple[str, int | None]:
-        process = await sandbox.exec("while read line; do echo got $line; done; exit 5", background=True)
+        process = await sandbox.exec(f"while read line; do {last}; echo got $line; done; exit 5", background=True)
+        assert process.pid > 0
         await process.send_stdin("a\n")
-        await process.send_stdin(b"b\n")
-        await process.close_stdin()
+        await process.send_stdin(b"b\nend\n")
         output = b"".join([chunk.data async for chunk in process.output()])
         return output.decode(), (await process.wait()).exit_code
 
     assert bench.run(talk()) == ("got a\ngot b\n", 5)
+
+
+def test_the_stdin_of_a_background_process_ends(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("background", "stdin", "stdin_end")
+
+    async def count() -> str:
+        process = await sandbox.exec("wc -c", background=True)
+        await process.send_stdin("x" * 100_000)
+        await process.close_stdin()
+        return (await process.wait()).stdout.strip()
+
+    assert bench.run(count()) == "100000"
 
 
 def test_a_background_process_is_killed(bench: Bench, sandbox: Sandbox) -> None:
