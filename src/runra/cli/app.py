@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, keys, lifecycle, serving, terminal, watching
+from runra.cli import configuring, copying, examination, execution, keys, lifecycle, serving, terminal, watching
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -77,6 +77,13 @@ _add(app, "rm", lifecycle.rm)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
+
+config = typer.Typer(
+    help="The runtime's options, and where each comes from.", no_args_is_help=True, rich_markup_mode=None
+)
+_add(config, "show", configuring.show)
+_add(config, "check", configuring.check)
+app.add_typer(config, name="config")
 
 key = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 _add(key, "create", keys.create)

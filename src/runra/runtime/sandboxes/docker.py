@@ -309,6 +309,8 @@ class DockerProvider(TimedProvider):
             async with asyncio.timeout(seconds):
                 yield
         except aiodocker.DockerError as error:
+            if error.status > 599:  # aiodocker's own, for an engine it cannot reach
+                raise self._unreachable(doing, id, error) from error
             raise mapped(error, doing, id, image) from None
         except TimeoutError:
             raise RunraError(
@@ -318,13 +320,16 @@ class DockerProvider(TimedProvider):
                 retryable=False,
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise RunraError(
-                "NETWORK_ERROR",
-                f"docker, {doing}: no engine answers at {self._config.url or self._docker.docker_host} ({error}); "
-                "is it running, and may you use its socket?",
-                details={"reason": "connect", "sandboxId": id},
-                retryable=True,
-            ) from error
+            raise self._unreachable(doing, id, error) from error
+
+    def _unreachable(self, doing: str, id: str, error: Exception) -> RunraError:
+        return RunraError(
+            "NETWORK_ERROR",
+            f"docker, {doing}: no engine answers at {self._config.url or self._docker.docker_host} ({error}); is it "
+            "running, and may you use its socket?",
+            details={"reason": "connect", "sandboxId": id},
+            retryable=True,
+        )
 
     async def dispose(self) -> None:
         await self._unwatch()
