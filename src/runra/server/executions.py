@@ -361,7 +361,9 @@ class Executions:
             if followed is not None and not followed.done and (stream is None or await followed.listen(stream)):
                 return followed
             # Two calls at once must not both attach: the second would take the output from the first.
-            if (first := self._finding.get(place)) is None:
+            first = self._finding.get(place)
+            # One that is done has not been forgotten yet; to await it would not let go of the loop, now or ever.
+            if first is None or first.done():
                 break
             await asyncio.shield(first)
         found: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
@@ -373,7 +375,8 @@ class Executions:
         self._finding[place] = found
 
         def forget(done: asyncio.Future[Followed]) -> None:
-            del self._finding[place]
+            if self._finding.get(place) is done:  # and not another's, that began since
+                del self._finding[place]
             if not done.cancelled():
                 done.exception()  # whoever waits has it; nobody may be waiting
 
