@@ -4,10 +4,12 @@
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
  *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are
  *   cgroup FILE              enter the cgroup with this cgroup.procs
+ *   netns                    enter the network namespace that is the last attached descriptor
  *
- * Attached descriptors become 0, 1, 2, 3…; with `ids` the user namespace follows as the next number. Everything the
- * wall needs is reachable below STAGE in a mount namespace of its own, so neither the data folder nor the installation
- * must be open to the sandbox's uid, and the mounts vanish with the sandbox however it ends.
+ * Attached descriptors become 0, 1, 2, 3… (that of `netns` is left out); with `ids` the user namespace follows as the
+ * next number. Everything the wall needs is reachable below STAGE in a mount namespace of its own, so neither the data
+ * folder nor the installation must be open to the sandbox's uid, and the mounts vanish with the sandbox however it
+ * ends. A network namespace is ours, not the sandbox's: its root cannot change addresses, routes or rules there.
  */
 #include "launcher.h"
 
@@ -199,6 +201,9 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         } else if (strcmp(word[0], "cgroup") == 0 && word[1]) {
             write_file(word[1], "0");
             word += 2;
+        } else if (strcmp(word[0], "netns") == 0 && fd_count > 3) {
+            if (setns(fds[--fd_count], CLONE_NEWNET) < 0) fail("enter", "network namespace");
+            word += 1;
         } else {
             errno = EINVAL;
             fail("read", word[0]);

@@ -23,6 +23,8 @@ class Box:
     memory_mb: int
     #: The first of 65,536 ids outside that are the sandbox's 0…65535; None where only our own id can be used.
     first_id: int | None
+    #: A ready network namespace (a descriptor the caller closes) the sandbox is put in; None: an empty one of its own.
+    netns: int | None = None
 
 
 class Isolation(Protocol):

@@ -90,6 +90,8 @@ class Bubblewrap:
             arguments = [self._staged_bwrap(), *self._arguments(box, staged=True)]
         for path in box.cgroup.join_files:
             words += ["cgroup", str(path)]
+        if box.netns is not None:
+            words.append("netns")
         return await self._spawn(box, [*words, "--", *arguments, "--", _AGENT, "--listen-fd", str(_LISTEN_FD)])
 
     def _staged_bwrap(self) -> str:
@@ -142,7 +144,8 @@ class Bubblewrap:
         folder = f"{_STAGE}/box" if staged else str(box.folder)
         arguments = ["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"]
         arguments += ["--uid", "0", "--gid", "0", "--info-fd", str(_INFO_FD)]
-        arguments += [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]
+        kinds = ["pid", "ipc", "uts", "cgroup", *(["net"] if box.netns is None else [])]
+        arguments += [f"--unshare-{kind}" for kind in kinds]
         arguments += ["--hostname", box.id.removeprefix("sb_")]
         for number, overlay in enumerate(box.root.overlays):
             # bwrap stacks later sources on top of earlier ones.
@@ -167,6 +170,8 @@ class Bubblewrap:
         try:
             with _null() as null, _memory_file(self._filter) as rules:
                 fds = [null.fileno(), null.fileno(), errors_theirs, info_theirs, box.listen.fileno(), rules.fileno()]
+                if box.netns is not None:
+                    fds.append(box.netns)
                 await self._launcher.spawn(words, fds)
             os.close(info_theirs)
             info_theirs = -1
