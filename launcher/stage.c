@@ -31,7 +31,7 @@
 #include <unistd.h>
 
 #define STAGE "/mnt" /* exists on every Linux (FHS 3.0, 3.12); hidden only in the sandbox's own mount namespace */
-#define MOUNTS_MAX 32
+#define MOUNTS_MAX 160 /* an image may have 127 layers */
 #define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
 

@@ -9,7 +9,8 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
-from runra.node.images import RootFilesystem, host
+from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.isolation import Box, Isolation
 from runra.node.isolation.bubblewrap import Bubblewrap
 from runra.node.launcher import Launcher
@@ -55,7 +56,11 @@ class Node:
         self._root = os.geteuid() == 0
         self._taken: set[int] = set()
         self._starts = asyncio.Semaphore(settings.concurrent_starts)
+        #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
+        self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
+        #: Waits for images, by the id of the sandbox that is to be made of it.
+        self._resolving: dict[str, asyncio.Timeout] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
@@ -128,8 +133,9 @@ class Node:
     async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
         """Start a sandbox; returns when it is running.
 
-        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, RESOURCE_EXHAUSTED when it is
-        full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens nothing half made stays.
+        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, its image included,
+        RESOURCE_EXHAUSTED when it is full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens
+        nothing half made stays.
         """
         isolation = self._check(config)
         if len(self.sandboxes) >= self.settings.max_sandboxes:
@@ -151,11 +157,16 @@ class Node:
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
-            async with asyncio.timeout(self.settings.start_timeout), self._starts, sandbox.starting():
+            async with (
+                self._resolved(sandbox) as record.root,
+                asyncio.timeout(self.settings.start_timeout),
+                self._starts,
+                sandbox.starting(),
+            ):
                 await self._start(sandbox, isolation)
         except BaseException as error:
             sandbox.cgroup.kill()
-            await sandbox.abandon("error")
+            await sandbox.abandon("error" if record.root.overlays else "image")
             if isinstance(error, TimeoutError):
                 raise RunraError(
                     "RESOURCE_EXHAUSTED",
@@ -165,12 +176,6 @@ class Node:
         return sandbox
 
     def _check(self, config: SandboxConfig) -> Isolation:
-        if config.image != "host":
-            raise RunraError(
-                "INVALID_REQUEST",
-                f"no image {config.image!r} on this server; 'host' is there",
-                details={"field": "image", "value": config.image},
-            )
         egress = config.network.egress if config.network else None
         if egress is not None and (egress.allow or egress.default == "allow"):
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
@@ -185,9 +190,31 @@ class Node:
             )
         return isolation
 
+    @asynccontextmanager
+    async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+        """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
+        whoever terminates the sandbox meanwhile ends the wait as well."""
+        name, organization_id = sandbox.config.image, sandbox.organization_id
+        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or _no_image
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(None) as self._resolving[sandbox.id]:
+                    root = await held.enter_async_context(resolve(name, organization_id))
+            except TimeoutError:
+                raise RunraError(
+                    "INVALID_STATE", f"sandbox {sandbox.id} was terminated while its image was being fetched"
+                ) from None
+            finally:
+                del self._resolving[sandbox.id]
+            yield root
+
+    @asynccontextmanager
+    async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+        assert self._host_image is not None
+        yield self._host_image
+
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
-        assert self._host_image is not None
         limits = record.config.resources
         self._disk.make(folder, limits.disk_mb)
         record.save(sandbox.record_path)
@@ -196,7 +223,7 @@ class Node:
             box = Box(
                 id=record.id,
                 folder=folder,
-                root=self._host_image,
+                root=record.root,
                 cgroup=sandbox.cgroup,
                 listen=listen,
                 memory_mb=limits.memory_mb,
@@ -208,7 +235,6 @@ class Node:
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
-        assert self._host_image is not None
         return Sandbox(
             record,
             self.settings.sandboxes_dir / record.id,
@@ -216,7 +242,6 @@ class Node:
             Cgroup(self._hierarchies, record.id),
             events=self.events,
             enforced=self.enforced,
-            image_env=dict(self._host_image.env),
             can_freeze=self._hierarchies.can_freeze,
             on_change=self._changed,
             on_gone=self._gone,
@@ -245,6 +270,8 @@ class Node:
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
+        if (waiting := self._resolving.get(sandbox.id)) is not None:
+            waiting.reschedule(0)
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))
@@ -275,6 +302,16 @@ class Node:
             await work
         except (RunraError, OSError, TimeoutError, asyncio.CancelledError) as error:
             log.warning("left for the next start: %s", error)
+
+
+@asynccontextmanager
+async def _no_image(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+    raise RunraError(
+        "INVALID_REQUEST",
+        f"no image {name!r} on this server; 'host' is there",
+        details={"field": "image", "value": name},
+    )
+    yield  # the type of a generator; never reached
 
 
 def _listen(path: Path) -> socket.socket:

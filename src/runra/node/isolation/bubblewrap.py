@@ -111,7 +111,7 @@ class Bubblewrap:
         words += ["mount", "plain", str(self._agent), "agent"]
         for number, overlay in enumerate(box.root.overlays):
             for layer, lower in enumerate(overlay.lower):
-                kind = "idmap" if await self._can_idmap(lower, first_id) else "plain"
+                kind = "idmap" if await self._can_idmap(lower, first_id, key=_disk_of(lower)) else "plain"
                 words += ["mount", kind, str(lower), f"lower{number}.{layer}"]
         if await self._can_idmap(box.folder, first_id, key=box.folder.parent):
             return [*words, "mount", "idmap", str(box.folder), "box"]
@@ -200,6 +200,14 @@ def _memory_file(content: bytes) -> FileIO:
     file.write(content)
     file.seek(0)
     return file
+
+
+def _disk_of(folder: Path) -> Path:
+    """The mount a folder lies on: what a file system can do, all of it can, so layers need not be tried one by one."""
+    device = folder.stat().st_dev
+    while folder != folder.parent and folder.parent.stat().st_dev == device:
+        folder = folder.parent
+    return folder
 
 
 def _null() -> FileIO:
