@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import postgres
 from tests.hosting import NOTHING, Host, start_host, stop_host, until
 
 
@@ -16,3 +17,10 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
     yield host
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[Path]:
+    """The socket's folder of a PostgreSQL of these tests' own."""
+    with postgres.cluster() as folder:
+        yield folder
