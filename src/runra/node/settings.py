@@ -20,7 +20,10 @@ class NodeSettings:
     """`data_dir` holds everything this node writes; two nodes never share one."""
 
     data_dir: Path
+    #: The wall of a sandbox whose create names none.
     isolation: str = "bubblewrap"
+    #: The walls a create may ask for; None: every one that works here.
+    allowed_isolation: frozenset[str] | None = None
     #: The sub-uid ranges handed out begin here; the defaults stay clear of /etc/subuid's usual ranges and of 2^31.
     first_id: int = 0x2000_0000
     id_ranges: int = 16_384
