@@ -20,6 +20,7 @@ from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
+from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.isolation import Box, Isolation, walls
 from runra.node.launcher import Launcher
@@ -77,6 +78,7 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
+        self._tell_unheld()
         self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         known = {path.stem for path in self.settings.records_dir.iterdir()}
@@ -89,6 +91,12 @@ class Node:
             await self._quietly(stale.remove())
         for folder in self._trash.iterdir():
             self._clean(self._delete(folder))
+
+    def _tell_unheld(self) -> None:
+        missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
+        if missing:
+            refused = "sandboxes are refused" if set(missing) - allowed else "a sandbox may take all of it"
+            log.warning("limits this machine cannot hold: %s; %s (`runra doctor`)", ", ".join(missing), refused)
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
@@ -179,7 +187,8 @@ class Node:
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
         if config.network and config.network.ingress and config.network.ingress.allow_ports:
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
-        return walls.choose(self._isolations, config.isolation or self.settings.isolation)
+        refuse_unheld(self.enforced, self.settings.allow_unenforced)
+        return walls.choose(self._isolations, config.isolation)
 
     @asynccontextmanager
     async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:

@@ -8,7 +8,6 @@ sees the sandbox's root and nothing else. The keeper's end is the sandbox's end.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -41,6 +40,9 @@ _OWN_THREADS: Final = 512
 _OPEN_FILES: Final = (65_536, 1_048_576)
 #: gVisor lays a memory file system over an empty /tmp. This folder in it keeps /tmp on the sandbox's disk.
 _TMP_MARK: Final = ".runra"
+#: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
+_STAT_BROKEN_BEFORE: Final = 2024_10_01
+_PRELOAD: Final = "/run/runra/preload.so"
 CURE: Final = "apt-get install runsc, or put gVisor's release binary of that name on the PATH"
 
 
@@ -52,6 +54,11 @@ class Runsc:
     version: str
     platform: str
     flags: tuple[str, ...]
+
+    @property
+    def stat_broken(self) -> bool:
+        date = re.search(r"20\d{6}", self.version)
+        return date is not None and int(date[0]) < _STAT_BROKEN_BEFORE
 
 
 async def find_runsc(launcher: Launcher) -> Runsc:
@@ -93,6 +100,7 @@ class Gvisor:
         self._runsc = runsc
         self._max_pids = max_pids
         self._agent = binary("runra-agent")
+        self._preload = binary("runra-preload.so")
         self._stage = Stage(launcher)
 
     def host_processes(self, inside: int) -> int:
@@ -107,16 +115,16 @@ class Gvisor:
         bundle = box.folder / "bundle"
         bundle.mkdir()
         bundle.chmod(0o755)
-        config = bundle / "config.json"
-        config.write_text(json.dumps(self._spec(box)))
-        config.chmod(0o644)
+        for name, text in (("config.json", json.dumps(self._spec(box))), ("ld.so.preload", f"{_PRELOAD}\n")):
+            (bundle / name).write_text(text)
+            (bundle / name).chmod(0o644)
 
     async def start(self, box: Box) -> int:
         assert box.first_id is not None  # the node offers this wall to root only
         words = ["nested", str(_NESTED), "ids", str(box.first_id), str(IDS_PER_SANDBOX)]
         words += ["mount", "plain", str(self._runsc.path), "wall/runsc"]
         words += await self._stage.words(box, box.first_id, self._agent)
-        words += ["keep"]
+        words += ["mount", "plain", str(self._preload), "preload.so", "keep"]
         for number, overlay in enumerate(box.root.overlays):
             lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))
             upper = f"upperdir={STAGE}/box/upper{number},workdir={STAGE}/box/work{number}"
@@ -131,6 +139,9 @@ class Gvisor:
     def _spec(self, box: Box) -> dict[str, Any]:
         """What is inside, in the words of the OCI runtime specification 1.0."""
         capabilities = [f"CAP_{capability}" for capability in CAPABILITIES]
+        given = {AGENT: "agent"}
+        if self._runsc.stat_broken:
+            given |= {_PRELOAD: "preload.so", "/etc/ld.so.preload": "box/bundle/ld.so.preload"}
         limits = {"RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_CORE": (0, 0), "RLIMIT_NPROC": (self._max_pids,) * 2}
         return {
             "ociVersion": "1.0.2",
@@ -152,7 +163,10 @@ class Gvisor:
                 # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
                 _memory("/dev/shm", f"mode=1777,size={box.memory_mb << 19}"),  # noqa: S108
                 _memory("/run", f"mode=755,size={RUN_BYTES}"),
-                {"destination": AGENT, "type": "bind", "source": f"{STAGE}/agent", "options": ["ro", "bind"]},
+                *(
+                    {"destination": where, "type": "bind", "source": f"{STAGE}/{name}", "options": ["ro", "bind"]}
+                    for where, name in given.items()
+                ),
             ],
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
         }

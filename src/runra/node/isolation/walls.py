@@ -19,41 +19,47 @@ NAMES = ("bubblewrap", "gvisor")
 
 
 async def offered(launcher: Launcher, settings: NodeSettings) -> dict[str, Isolation]:
-    """The walls a create may choose, by name.
+    """The walls a create may choose, by name; the first is the one of a create that names none.
 
     Raises INVALID_CONFIG with the cure when one that the settings name does not work here: a server that was told to
     keep the stronger wall must not start without it.
     """
     allowed = settings.allowed_isolation or frozenset(NAMES)
-    if unknown := (allowed | {settings.isolation}) - set(NAMES):
+    asked = allowed | ({settings.isolation} if settings.isolation else set())
+    if unknown := asked - set(NAMES):
         raise RunraError("INVALID_CONFIG", f"no isolation {', '.join(sorted(unknown))}; there is {', '.join(NAMES)}")
-    if settings.isolation not in allowed:
+    if asked != allowed:
         raise RunraError(
             "INVALID_CONFIG",
-            f"the isolation of this server is {settings.isolation}, which is not among those allowed: "
-            f"{', '.join(sorted(allowed))}",
+            f"isolation {settings.isolation} is not among those allowed: {', '.join(sorted(allowed))}",
+            details={"field": "isolation"},
         )
     found: dict[str, Isolation] = {}
-    if "bubblewrap" in allowed:
-        found["bubblewrap"] = Bubblewrap(launcher)
-    if "gvisor" in allowed:
+    for name in sorted(allowed, key=lambda name: (name != settings.isolation, NAMES.index(name))):
         try:
-            if os.geteuid() != 0:
-                raise RunraError("INVALID_CONFIG", "gVisor needs a range of user ids per sandbox: run the server as root")
-            found["gvisor"] = Gvisor(launcher, await find_runsc(launcher), settings.max_pids)
+            found[name] = await _make(name, launcher, settings)
         except RunraError as error:
-            if settings.isolation == "gvisor" or settings.allowed_isolation:
+            if name == settings.isolation or settings.allowed_isolation or name == NAMES[0]:
                 raise
-            log.info("isolation gvisor is not offered: %s", error.message)
+            log.info("isolation %s is not offered: %s", name, error.message)
     return found
 
 
-def choose(offered: Mapping[str, Isolation], name: str) -> Isolation:
-    """The wall of that name. INVALID_CONFIG, naming those there are, for one that is not offered."""
-    if name not in offered:
+async def _make(name: str, launcher: Launcher, settings: NodeSettings) -> Isolation:
+    if name == "bubblewrap":
+        return Bubblewrap(launcher)
+    if os.geteuid() != 0:
+        raise RunraError("INVALID_CONFIG", "gVisor needs user ids of its own for each sandbox: run the server as root")
+    return Gvisor(launcher, await find_runsc(launcher), settings.max_pids)
+
+
+def choose(offered: Mapping[str, Isolation], name: str | None) -> Isolation:
+    """The wall of that name, or the first. INVALID_CONFIG, naming those there are, for one that is not offered."""
+    chosen = name or next(iter(offered))
+    if chosen not in offered:
         raise RunraError(
             "INVALID_CONFIG",
-            f"no isolation {name!r} on this server; there is {', '.join(offered)}",
-            details={"field": "isolation", "value": name},
+            f"no isolation {chosen!r} on this server; there is {', '.join(offered)}",
+            details={"field": "isolation", "value": chosen},
         )
-    return offered[name]
+    return offered[chosen]
