@@ -184,7 +184,9 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
-            self._ooms_known = self.oom_kills()
+            if self._link is not None and not self._link.closed:
+                # Its agent outlived them. When it did not, they may be what killed it.
+                self._ooms_known = self.oom_kills()
             self.touch()
 
     def touch(self) -> None:
