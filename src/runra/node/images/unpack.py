@@ -1,0 +1,243 @@
+"""The host's side of unpacking: starts `unpacker.py` behind a wall of its own, once per layer or archive.
+
+The wall is a sandbox's, and smaller: a user namespace (as root: over a range of ids that is nobody's), no network, no
+/proc, no /dev, nothing of the host but /usr and the Python that runs the server, both read-only, and the one folder
+that is filled. The filter of system calls and a cgroup bound what a layer that breaks the program could do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from runra.errors import RunraError
+from runra.node.cgroups import Cgroup, Hierarchies, Limits
+from runra.node.isolation import seccomp
+from runra.node.isolation.bubblewrap import STAGE, find_bwrap, stage_bwrap
+from runra.node.launcher import Launcher
+from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
+from runra.node.waiting import read_all
+
+_PROGRAM: Final = Path(__file__).with_name("unpacker.py")
+#: What the program needs to give files their owners and modes, and to make the target its root.
+_CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP", "SYS_CHROOT")
+#: A zstd window may be 128 MB (RFC 8878 asks for 8); a tar's headers are read whole.
+_LIMITS: Final = Limits(cpu=1, memory_mb=1024, pids=16)
+#: Descriptors: stdin, stdout, errors, then the filter of system calls, and the namespace where there is one.
+_SECCOMP_FD, _USERNS_FD = 3, 4
+_ANSWER_BYTES: Final = 64 << 10
+
+
+class Unpacked(BaseModel):
+    """What the program says of a layer. `diff_id` is the digest of the tar, uncompressed (OCI image config)."""
+
+    diff_id: str
+    bytes: int
+    entries: int
+    #: What was left out: device nodes, attributes of names that are not for layers; ids nobody has became 65534.
+    devices: int = 0
+    attributes: int = 0
+    ids: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A host's file or folder, read-only at the same path."""
+
+    source: Path
+    name: str
+
+
+class Unpacker:
+    """Makes folders of archives. `take_ids` lends a range of ids for one run (None: not root)."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        hierarchies: Hierarchies,
+        settings: NodeSettings,
+        take_ids: Callable[[], AbstractContextManager[int | None]],
+    ) -> None:
+        self._launcher = launcher
+        self._hierarchies = hierarchies
+        self._settings = settings
+        self._take_ids = take_ids
+        self._bwrap = find_bwrap()
+        self._filter = seccomp.program()
+
+    async def layer(self, archive: FileIO, target: Path) -> Unpacked:
+        """Unpack one layer into the empty folder `target`, in the form overlays read.
+
+        Raises INVALID_REQUEST for a layer that is refused, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        told = await self._run(archive, target, "layer")
+        try:
+            return Unpacked(diff_id=told["diffId"], **{name: told[name] for name in told if name != "diffId"})
+        except (KeyError, TypeError, ValueError):
+            raise _broken(told) from None
+
+    async def archive(self, archive: FileIO, target: Path) -> None:
+        """Unpack an archive of images: plain files and folders, nothing else."""
+        await self._run(archive, target, "archive")
+
+    async def kind(self, archive: FileIO, scratch: Path) -> str:
+        """`oci`, `docker` or `rootfs`."""
+        told = await self._run(archive, scratch, "kind")
+        kind = told.get("kind")
+        if kind not in ("oci", "docker", "rootfs"):
+            raise _broken(told)
+        return str(kind)
+
+    async def _run(self, archive: FileIO, target: Path, mode: str) -> dict[str, Any]:
+        archive.seek(0)
+        with self._take_ids() as first_id:
+            async with self._cgroup() as cgroup:
+                errors, errors_theirs = os.pipe()
+                answer, answer_theirs = os.pipe()
+                try:
+                    with _memory_file(self._filter) as rules:
+                        fds = [archive.fileno(), answer_theirs, errors_theirs, rules.fileno()]
+                        words = self._words(target, mode, first_id, cgroup)
+                        pid, exited = await self._launcher.spawn(words, fds)
+                    os.close(answer_theirs)
+                    os.close(errors_theirs)
+                    answer_theirs = errors_theirs = -1
+                    try:
+                        # The caller has the deadline: how long a layer may take depends on its size.
+                        said = await read_all(answer, self._settings.pull_timeout, _ANSWER_BYTES)
+                        complained = (await read_all(errors, 10.0)).decode(errors="replace").strip()
+                        async with asyncio.timeout(10.0):
+                            status = await exited
+                    finally:
+                        if not exited.done():
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(pid, signal.SIGKILL)  # bwrap; what is inside dies with it
+                finally:
+                    for fd in (errors, errors_theirs, answer, answer_theirs):
+                        if fd >= 0:
+                            os.close(fd)
+        return self._answer(said, status, complained, target)
+
+    def _answer(self, said: bytes, status: int, complained: str, target: Path) -> dict[str, Any]:
+        try:
+            told = json.loads(said)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            if "id-map" in complained:
+                raise RunraError(
+                    "INVALID_CONFIG",
+                    f"the file system of {target.parent} cannot id-map mounts, which images need; put the data "
+                    "folder on ext4, XFS or btrfs with --data-dir",
+                )
+            if status and not complained:
+                raise RunraError(
+                    "INVALID_REQUEST", "unpacking a layer was killed: it needs more memory than any honest layer does"
+                )
+            raise RunraError("INTERNAL_ERROR", f"unpacking did not start: {complained[-2000:] or status}")
+        if told.get("full") is True:
+            raise disk_full(self._settings.min_free_mb)
+        if "refused" in told:
+            raise RunraError("INVALID_REQUEST", f"the layer was refused: {str(told['refused'])[:500]}")
+        return told
+
+    @asynccontextmanager
+    async def _cgroup(self) -> AsyncIterator[Cgroup]:
+        cgroup = Cgroup(self._hierarchies, f"unpack-{secrets.token_hex(8)}")
+        try:
+            cgroup.create(_LIMITS)
+            yield cgroup
+        finally:
+            cgroup.kill()
+            await asyncio.shield(cgroup.remove())
+
+    def _words(self, target: Path, mode: str, first_id: int | None, cgroup: Cgroup) -> list[str]:
+        staged = first_id is not None
+        words: list[str] = []
+        bwrap = str(self._bwrap)
+        shown = [_Shown(path, f"host{number}") for number, path in enumerate(_needed())]
+        if first_id is not None:
+            more, bwrap = stage_bwrap(self._bwrap)
+            words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *more]
+            for item in shown:
+                words += ["mount", "plain", str(item.source), item.name]
+            words += ["mount", "idmap", str(target), "target"]
+        for path in cgroup.join_files:
+            words += ["cgroup", str(path)]
+        arguments = [bwrap, *(["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"])]
+        arguments += ["--uid", "0", "--gid", "0", "--die-with-parent", "--new-session"]
+        arguments += [f"--unshare-{kind}" for kind in ("pid", "ipc", "uts", "net", "cgroup")]
+        for item in shown:
+            arguments += ["--ro-bind", f"{STAGE}/{item.name}" if staged else str(item.source), str(item.source)]
+        for link, where in _links().items():
+            arguments += ["--symlink", where, link]
+        arguments += ["--bind", f"{STAGE}/target" if staged else str(target), "/target", "--remount-ro", "/"]
+        for capability in _CAPABILITIES:
+            arguments += ["--cap-add", f"CAP_{capability}"]
+        arguments += ["--seccomp", str(_SECCOMP_FD), "--clearenv", "--chdir", "/"]
+        packages = [str(path.parent) for path in _packages()]
+        start = f"import runpy, sys; sys.path += {packages!r}; runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')"
+        program = [str(_python()), "-I", "-S", "-c", start, "/target", mode, "own" if staged else "one"]
+        settings = self._settings
+        bounds = [settings.max_image_mb << 20, settings.max_image_entries, settings.min_free_mb << 20]
+        return [*words, "--", *arguments, "--", *program, *map(str, bounds)]
+
+
+def disk_full(min_free_mb: int) -> RunraError:
+    return RunraError(
+        "RESOURCE_EXHAUSTED",
+        f"the server's disk is full (it keeps {min_free_mb} MB free); remove images with `runra image prune` or "
+        "`runra image rm`, or make room, and try again",
+    )
+
+
+def _python() -> Path:
+    return Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def _packages() -> list[Path]:
+    """What reads zstd: a folder of its own wherever it was installed."""
+    spec = find_spec("zstandard")
+    return [Path(spec.origin).parent] if spec is not None and spec.origin else []
+
+
+def _needed() -> list[Path]:
+    """What of the host the program runs on, nothing twice."""
+    prefix = Path(sys.base_prefix).resolve()
+    found = [Path("/usr")]
+    found += [Path(f"/{name}") for name in ("lib", "lib64") if Path(f"/{name}").is_dir() and f"/{name}" not in _links()]
+    for path in (prefix, *_packages(), _PROGRAM):
+        if not any(place in (path, *path.parents) for place in found):
+            found.append(path)
+    return found
+
+
+def _links() -> dict[str, str]:
+    """/lib and /lib64 where they are links into /usr."""
+    names = ("/lib", "/lib32", "/lib64", "/libx32")
+    return {name: str(Path(name).readlink()) for name in names if Path(name).is_symlink()}
+
+
+def _broken(told: object) -> RunraError:
+    return RunraError("INTERNAL_ERROR", f"unpacking said what cannot be: {str(told)[:200]}")
+
+
+def _memory_file(content: bytes) -> FileIO:
+    file = FileIO(os.memfd_create("runra", os.MFD_CLOEXEC), "r+")
+    file.write(content)
+    file.seek(0)
+    return file
