@@ -59,6 +59,8 @@ class Layers:
         self._deleting: set[asyncio.Task[None]] = set()
         #: Each gives paths of layers that must stay.
         self.users: list[Callable[[], Iterable[Path]]] = []
+        #: Whether a layer that no image names any more is only kept for who uses it.
+        self.awaited = False
 
     async def load(self) -> None:
         """Find what earlier servers made; half-made things go."""
@@ -83,7 +85,7 @@ class Layers:
         return self._known.get(layer_id)
 
     def find(self, digest: str) -> Layer | None:
-        return self._known.get(_id_of(digest))
+        return self._known.get(layer_id(digest))
 
     @contextlib.contextmanager
     def pinned(self, ids: Iterable[str]) -> Iterator[None]:
@@ -119,15 +121,15 @@ class Layers:
                     f"layer {digest[:19]}… holds {told.diff_id}, and the image's config says {diff_id}",
                     details={"digest": digest},
                 )
-            return await self.keep(fresh, _id_of(digest), digest, told.bytes, scope)
+            return await self.keep(fresh, layer_id(digest), digest, told.bytes, scope)
 
-    async def keep(self, fresh: Path, layer_id: str, digest: str, count: int, scope: str) -> Layer:
+    async def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str) -> Layer:
         """Make a complete folder a layer, in one step that holds also when the machine stops in the middle."""
         await asyncio.to_thread(_flush, fresh)
-        layer = Layer(id=layer_id, digest=digest, bytes=count, scopes={scope})
+        layer = Layer(id=name, digest=digest, bytes=count, scopes={scope})
         self._save(layer)
-        fresh.rename(self.path(layer_id))
-        self._known[layer_id] = layer
+        fresh.rename(self.path(name))
+        self._known[name] = layer
         return layer
 
     def note(self, layer: Layer, scope: str) -> None:
@@ -143,14 +145,16 @@ class Layers:
 
     def collect(self, named: Iterable[str]) -> int:
         """Delete layers that nothing names. Returns how many bytes that frees. Deciding takes one step."""
-        used = set(named) | {name for name, count in self._pins.items() if count > 0}
+        unnamed = self._known.keys() - set(named)
+        used = {name for name, count in self._pins.items() if count > 0}
         used |= {path.name for user in self.users for path in user() if path.parent == self._home}
+        self.awaited = bool(unnamed & used)
         freed = 0
-        for layer_id in self._known.keys() - used:
-            freed += self._known.pop(layer_id).bytes
+        for name in unnamed - used:
+            freed += self._known.pop(name).bytes
             # The note first: a folder without one is deleted at the next start.
-            (self._home / f"{layer_id}.json").unlink(missing_ok=True)
-            self._delete(self._aside(self.path(layer_id)))
+            (self._home / f"{name}.json").unlink(missing_ok=True)
+            self._delete(self._aside(self.path(name)))
         return freed
 
     def _aside(self, folder: Path) -> Path:
@@ -175,7 +179,8 @@ class Layers:
             await asyncio.wait(self._deleting, timeout=timeout)
 
 
-def _id_of(digest: str) -> str:
+def layer_id(digest: str) -> str:
+    """The name of a digest's layer, whether or not it is here."""
     # 128 bits of SHA-256 name a layer well enough, and a mount's options hold four times as many of them.
     return digest.removeprefix("sha256:")[:32]
 

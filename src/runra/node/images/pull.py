@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -16,7 +17,7 @@ from runra.contract import Credentials, Reference
 from runra.errors import RunraError
 from runra.events import EventLog, EventType, now_iso
 from runra.node.images.download import Download
-from runra.node.images.layers import EVERYBODY, Layer, Layers
+from runra.node.images.layers import EVERYBODY, Layer, Layers, layer_id
 from runra.node.images.manifest import INDEXES, Config, Descriptor, Index, Manifest, check, choose, parse
 from runra.node.images.record import Image, image_of
 from runra.node.images.registry import Registry
@@ -112,7 +113,8 @@ class Puller:
                 check(manifest, config, what)
                 blobs = {layer.digest: layer.size for layer in manifest.layers}
                 progress.total_bytes, progress.layers = sum(blobs.values()), len(manifest.layers)
-                diff_ids = config.root_fs.diff_ids or [None] * len(manifest.layers)
+                unknown: list[str | None] = [None] * len(manifest.layers)
+                diff_ids = list(config.root_fs.diff_ids) or unknown
                 at_once = asyncio.Semaphore(_AT_ONCE)
 
                 async def one(blob: Descriptor, diff_id: str | None) -> Layer:
@@ -168,24 +170,22 @@ class Puller:
     ) -> Layer:
         lock = self._busy.setdefault((scope, blob.digest), asyncio.Lock())
         async with lock:
+            held.enter_context(self._layers.pinned([layer_id(blob.digest)]))
             layer = self._layers.find(blob.digest)
             if layer is not None and layer.open_to(scope):
-                held.enter_context(self._layers.pinned([layer.id]))
                 progress.have(blob.digest, blob.size)
                 return layer
             part = self._part(blob, scope)
             download = Download(part, blob, self._settings.min_free_mb, lambda count: progress.have(blob.digest, count))
             file = await download.fetch(registry)
             try:
-                layer = await self.have(file, blob.digest, diff_id, scope)
-                held.enter_context(self._layers.pinned([layer.id]))
+                return await self.have(file, blob.digest, diff_id, scope)
             finally:
                 file.close()
                 part.unlink(missing_ok=True)
-            return layer
 
-    async def have(self, file: Any, digest: str, diff_id: str | None, scope: str) -> Layer:
-        """The layer of a blob that has come whole for `scope`."""
+    async def have(self, file: FileIO, digest: str, diff_id: str | None, scope: str) -> Layer:
+        """The layer of a blob that has come whole for `scope`. The caller has pinned it."""
         lock = self._busy.setdefault(("unpack", digest), asyncio.Lock())
         async with lock:
             layer = self._layers.find(digest)

@@ -20,11 +20,12 @@ from typing import Final
 from runra.contract import Credentials, ImageInfo, ImagesPruned, Reference
 from runra.errors import RunraError
 from runra.events import EventLog
+from runra.node.cgroups import Hierarchies
 from runra.node.images import Overlay, RootFilesystem, skeleton
 from runra.node.images.layers import EVERYBODY, Layers, write_whole
 from runra.node.images.pull import Progress, Puller, Wanted
 from runra.node.images.record import Image
-from runra.node.images.unpack import Unpacker
+from runra.node.images.unpack import TakeIds, Unpacker
 from runra.node.launcher import Launcher
 from runra.node.settings import NodeSettings
 
@@ -47,18 +48,19 @@ def reference_of(name: str) -> Reference:
 class Images:
     """Names to images, and the pulls under way. `start` before use."""
 
-    def __init__(self, settings: NodeSettings, launcher: Launcher, unpacker: Unpacker, events: EventLog) -> None:
+    def __init__(self, settings: NodeSettings, launcher: Launcher, events: EventLog, take_ids: TakeIds) -> None:
         self.settings = settings
-        self.layers = Layers(settings.images_dir, launcher, unpacker)
+        self.unpacker = Unpacker(launcher, settings, take_ids)
+        self.layers = Layers(settings.images_dir, launcher, self.unpacker)
         self.puller = Puller(self.layers, settings)
-        self.unpacker = unpacker
         self.events = events
         self._records = settings.images_dir / "names"
         self._known: dict[tuple[str, str], Image] = {}
         self._pulls: dict[tuple[str, str, str, bool], tuple[asyncio.Task[None], Progress]] = {}
         self._skeleton: tuple[Path, Path] | None = None
 
-    async def start(self) -> None:
+    async def start(self, hierarchies: Hierarchies) -> None:
+        self.unpacker.hierarchies = hierarchies
         self._records.mkdir(mode=0o700, exist_ok=True)
         self._skeleton = await asyncio.to_thread(skeleton.prepare, self.settings.images_dir)
         await self.layers.load()
@@ -238,6 +240,11 @@ class Images:
     def collect(self) -> int:
         """Delete layers that no image, no sandbox and nobody else names."""
         return self.layers.collect(layer for image in self._known.values() for layer in image.layers)
+
+    def released(self) -> None:
+        """Somebody stopped using layers."""
+        if self.layers.awaited:
+            self.collect()
 
     def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
         """Forget images that no sandbox uses and none has used for so long; what is left of broken pulls goes too."""

@@ -42,6 +42,10 @@ _SECCOMP_FD, _USERNS_FD = 3, 4
 _ANSWER_BYTES: Final = 64 << 10
 
 
+#: Lends the first of a range of ids; None where there is only our own.
+TakeIds = Callable[[], AbstractContextManager[int | None]]
+
+
 class Unpacked(BaseModel):
     """What the program says of a layer. `diff_id` is the digest of the tar, uncompressed (OCI image config)."""
 
@@ -63,21 +67,19 @@ class _Shown:
 
 
 class Unpacker:
-    """Makes folders of archives. `take_ids` lends a range of ids for one run (None: not root)."""
+    """Makes folders of archives. `take_ids` lends a range of ids for one run."""
 
     def __init__(
         self,
         launcher: Launcher,
-        hierarchies: Hierarchies,
         settings: NodeSettings,
-        take_ids: Callable[[], AbstractContextManager[int | None]],
+        take_ids: TakeIds,
     ) -> None:
+        #: What this machine can bound; known when the node starts.
+        self.hierarchies = Hierarchies()
         self._launcher = launcher
-        self._hierarchies = hierarchies
         self._settings = settings
         self._take_ids = take_ids
-        self._bwrap = find_bwrap()
-        self._filter = seccomp.program()
 
     async def layer(self, archive: FileIO, target: Path) -> Unpacked:
         """Unpack one layer into the empty folder `target`, in the form overlays read.
@@ -109,7 +111,7 @@ class Unpacker:
                 errors, errors_theirs = os.pipe()
                 answer, answer_theirs = os.pipe()
                 try:
-                    with _memory_file(self._filter) as rules:
+                    with _memory_file(seccomp.program()) as rules:
                         fds = [archive.fileno(), answer_theirs, errors_theirs, rules.fileno()]
                         words = self._words(target, mode, first_id, cgroup)
                         pid, exited = await self._launcher.spawn(words, fds)
@@ -157,7 +159,7 @@ class Unpacker:
 
     @asynccontextmanager
     async def _cgroup(self) -> AsyncIterator[Cgroup]:
-        cgroup = Cgroup(self._hierarchies, f"unpack-{secrets.token_hex(8)}")
+        cgroup = Cgroup(self.hierarchies, f"unpack-{secrets.token_hex(8)}")
         try:
             cgroup.create(_LIMITS)
             yield cgroup
@@ -168,10 +170,11 @@ class Unpacker:
     def _words(self, target: Path, mode: str, first_id: int | None, cgroup: Cgroup) -> list[str]:
         staged = first_id is not None
         words: list[str] = []
-        bwrap = str(self._bwrap)
+        found = find_bwrap()
+        bwrap = str(found)
         shown = [_Shown(path, f"host{number}") for number, path in enumerate(_needed())]
         if first_id is not None:
-            more, bwrap = stage_bwrap(self._bwrap)
+            more, bwrap = stage_bwrap(found)
             words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *more]
             for item in shown:
                 words += ["mount", "plain", str(item.source), item.name]
