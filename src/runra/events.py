@@ -168,6 +168,11 @@ class EventLog:
         self._subscriptions: set[Subscription] = set()
         self._ids = EventIds()
 
+    @property
+    def last_id(self) -> str:
+        """What to read after in order to hear everything from now on; an id that sorts between now and then."""
+        return self._events[-1].id if self._events else self._ids.next()
+
     def publish(
         self,
         type: EventType,

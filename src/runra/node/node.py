@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxConfig, TerminationReason
-from runra.errors import RunraError
+from runra.contract import ImageInfo, SandboxConfig, TerminationReason
+from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
@@ -218,6 +218,25 @@ class Node:
     async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
         assert self._host_image is not None
         yield self._host_image
+
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
+        """Make an image of a sandbox's files as they are now. It stands still meanwhile.
+
+        Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        sandbox = self.sandboxes.get(sandbox_id)
+        if sandbox is None:
+            raise not_found(sandbox_id)
+        async with sandbox.still():
+            return await self.images.commit(
+                sandbox.record.root,
+                sandbox.folder / "upper0",
+                name,
+                sandbox.config.image,
+                sandbox.organization_id,
+                shared=shared,
+                step=step,
+            )
 
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder

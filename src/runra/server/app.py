@@ -49,8 +49,17 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
     # Imported here: a test with a node of its own needs none of what the real one needs.
     from runra.node import Node as LocalNode
     from runra.node import NodeSettings
+    from runra.node.images.settings import read_registries
 
-    return LocalNode(NodeSettings(data_dir=settings.data_dir / "node"), events)
+    return LocalNode(
+        NodeSettings(
+            data_dir=settings.data_dir / "node",
+            pull_on_create=settings.pull_on_create,
+            pull_timeout=settings.pull_timeout_s,
+            registries=read_registries(settings.registries) if settings.registries else {},
+        ),
+        events,
+    )
 
 
 def create_app(settings: ServerSettings, make_node: NodeMaker = real_node) -> FastAPI:
@@ -99,7 +108,7 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         stack.callback(events.close)
         node = make_node(settings, events)
         executions = Executions(events, measures, settings.collect_bytes)
-        creates = Creates(store, node, settings.create_timeout_s)
+        creates = Creates(store, node, settings.create_timeout_s + settings.pull_timeout_s)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,13 +173,43 @@ class Images:
         self._pulls[wanted.key] = task, progress
         return task, progress
 
-    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> Reference:
-        """An administrator's pull, in the background: it may reach any address, and refreshes what is here."""
+    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> str:
+        """An administrator's pull, in the background: it may reach any address, and refreshes what is here. Returns
+        the image's short name, which its events carry."""
         reference = reference_of(name)
         everybody = credentials is None if shared is None else shared
         scope = EVERYBODY if everybody else organization_id
         self.pull(Wanted(reference, scope, credentials, private=True), organization_id)
-        return reference
+        return reference.short
+
+    async def import_archive(
+        self, chunks: AsyncIterable[bytes], name: str | None, organization_id: str, *, shared: bool
+    ) -> ImageInfo:
+        """Take an image from a file, as it comes: an OCI layout, `docker save`, or a root file system."""
+        # Imported here: an archive keeps its image through this very class.
+        from runra.node.images.archive import import_archive
+
+        image = await import_archive(self, chunks, name, EVERYBODY if shared else organization_id)
+        info = self._info(image)
+        self.events.publish("image.ready", "", {"reference": info.reference}, organization_id=organization_id)
+        return info
+
+    async def commit(
+        self, sandbox: RootFilesystem, upper: Path, name: str, made_of: str, organization_id: str, **how: bool
+    ) -> ImageInfo:
+        """An image of a sandbox's files; nothing in it moves meanwhile. `made_of` is the image it was created from."""
+        from runra.node.images.commit import commit
+
+        reference = reference_of(name)
+        base = None
+        with contextlib.suppress(ValueError):
+            base = self.find(Reference.parse(made_of), organization_id)
+        if base is not None and self.root_of(base).overlays != sandbox.overlays:
+            base = None  # the name means something else by now
+        scope = EVERYBODY if how["shared"] else organization_id
+        async with asyncio.timeout(self.settings.pull_timeout):
+            image = await commit(self, sandbox, upper, reference, base=base, scope=scope, step=how["step"])
+        return self._info(image)
 
     async def _pull(self, wanted: Wanted, progress: Progress) -> None:
         timeout = self.settings.pull_timeout
@@ -221,7 +251,7 @@ class Images:
 
     # --- deleting ---
 
-    def delete(self, name: str, organization_id: str) -> ImageInfo:
+    async def delete(self, name: str, organization_id: str) -> ImageInfo:
         """Forget a name: the organization's own image, else everybody's. Sandboxes made from it live on."""
         reference = reference_of(name)
         image = self.find(reference, organization_id)
@@ -246,7 +276,7 @@ class Images:
         if self.layers.awaited:
             self.collect()
 
-    def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
+    async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
         """Forget images that no sandbox uses and none has used for so long; what is left of broken pulls goes too."""
         busy = {path.name for user in self.layers.users for path in user()}
         gone = []

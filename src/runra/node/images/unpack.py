@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -37,6 +38,8 @@ _PROGRAM: Final = Path(__file__).with_name("unpacker.py")
 _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP", "SYS_CHROOT")
 #: A zstd window may be 128 MB (RFC 8878 asks for 8); a tar's headers are read whole.
 _LIMITS: Final = Limits(cpu=1, memory_mb=1024, pids=16)
+#: All of a tree, as it is: owners, modes, times, links, holes, attributes, and the devices 0/0 that hide files.
+_COPY: Final = ("-a", "--sparse=always", "/source/.", "/target/")
 #: Descriptors: stdin, stdout, errors, then the filter of system calls, and the namespace where there is one.
 _SECCOMP_FD, _USERNS_FD = 3, 4
 _ANSWER_BYTES: Final = 64 << 10
@@ -104,35 +107,70 @@ class Unpacker:
             raise _broken(told)
         return str(kind)
 
+    async def copy(self, source: Path, target: Path) -> None:
+        """Copy a sandbox's upper layer whole. Its files are hostile too, so `cp` works behind the wall as well."""
+        with FileIO(os.devnull) as nothing:
+            said, status, complained = await self._behind_wall(nothing, target, ["/usr/bin/cp", *_COPY], source)
+        if status == 0:
+            return
+        text = (said.decode(errors="replace") + complained).strip()
+        if os.strerror(errno.ENOSPC) in text:
+            raise disk_full(self._settings.min_free_mb)
+        raise RunraError("INTERNAL_ERROR", f"the files could not be copied: {text[-2000:] or status}")
+
     async def _run(self, archive: FileIO, target: Path, mode: str) -> dict[str, Any]:
         archive.seek(0)
+        settings = self._settings
+        packages = [str(path.parent) for path in _packages()]
+        start = f"import runpy, sys; sys.path += {packages!r}; runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')"
+        bounds = [settings.max_image_mb << 20, settings.max_image_entries, settings.min_free_mb << 20]
+        owns = "own" if os.geteuid() == 0 else "one"
+        program = [str(_python()), "-I", "-S", "-c", start, "/target", mode, owns, *map(str, bounds)]
+        said, status, complained = await self._behind_wall(archive, target, program)
+        return self._answer(said, status, complained, target)
+
+    async def _behind_wall(
+        self, stdin: FileIO, target: Path, program: list[str], source: Path | None = None
+    ) -> tuple[bytes, int, str]:
+        """Run a program to its end: what it wrote to stdout, its status, what it wrote to stderr."""
         with self._take_ids() as first_id:
             async with self._cgroup() as cgroup:
                 errors, errors_theirs = os.pipe()
                 answer, answer_theirs = os.pipe()
                 try:
                     with _memory_file(seccomp.program()) as rules:
-                        fds = [archive.fileno(), answer_theirs, errors_theirs, rules.fileno()]
-                        words = self._words(target, mode, first_id, cgroup)
+                        fds = [stdin.fileno(), answer_theirs, errors_theirs, rules.fileno()]
+                        words = self._words(target, source, program, first_id, cgroup)
                         pid, exited = await self._launcher.spawn(words, fds)
                     os.close(answer_theirs)
                     os.close(errors_theirs)
                     answer_theirs = errors_theirs = -1
-                    try:
-                        # The caller has the deadline: how long a layer may take depends on its size.
-                        said = await read_all(answer, self._settings.pull_timeout, _ANSWER_BYTES)
-                        complained = (await read_all(errors, 10.0)).decode(errors="replace").strip()
-                        async with asyncio.timeout(10.0):
-                            status = await exited
-                    finally:
+
+                    def kill() -> None:
                         if not exited.done():
                             with contextlib.suppress(ProcessLookupError):
                                 os.kill(pid, signal.SIGKILL)  # bwrap; what is inside dies with it
+
+                    # The caller has the deadline: how long a layer may take depends on its size.
+                    timeout = self._settings.pull_timeout
+                    told = [asyncio.create_task(read_all(fd, timeout, _ANSWER_BYTES)) for fd in (answer, errors)]
+                    try:
+                        # Both to their ends. What says more than it may is ended, or it would wait for a reader.
+                        for task in told:
+                            task.add_done_callback(lambda done: kill() if _too_much(done) else None)
+                        said, complained = await asyncio.gather(*told)
+                        async with asyncio.timeout(10.0):
+                            status = await exited
+                    finally:
+                        kill()
+                        for task in told:
+                            task.cancel()
+                        await asyncio.gather(*told, return_exceptions=True)
                 finally:
                     for fd in (errors, errors_theirs, answer, answer_theirs):
                         if fd >= 0:
                             os.close(fd)
-        return self._answer(said, status, complained, target)
+        return said, status, complained.decode(errors="replace").strip()
 
     def _answer(self, said: bytes, status: int, complained: str, target: Path) -> dict[str, Any]:
         try:
@@ -167,7 +205,9 @@ class Unpacker:
             cgroup.kill()
             await asyncio.shield(cgroup.remove())
 
-    def _words(self, target: Path, mode: str, first_id: int | None, cgroup: Cgroup) -> list[str]:
+    def _words(
+        self, target: Path, source: Path | None, program: list[str], first_id: int | None, cgroup: Cgroup
+    ) -> list[str]:
         staged = first_id is not None
         words: list[str] = []
         found = find_bwrap()
@@ -179,6 +219,8 @@ class Unpacker:
             for item in shown:
                 words += ["mount", "plain", str(item.source), item.name]
             words += ["mount", "idmap", str(target), "target"]
+            if source is not None:
+                words += ["mount", "idmap", str(source), "source"]
         for path in cgroup.join_files:
             words += ["cgroup", str(path)]
         arguments = [bwrap, *(["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"])]
@@ -188,16 +230,18 @@ class Unpacker:
             arguments += ["--ro-bind", f"{STAGE}/{item.name}" if staged else str(item.source), str(item.source)]
         for link, where in _links().items():
             arguments += ["--symlink", where, link]
-        arguments += ["--bind", f"{STAGE}/target" if staged else str(target), "/target", "--remount-ro", "/"]
+        arguments += ["--bind", f"{STAGE}/target" if staged else str(target), "/target"]
+        if source is not None:
+            arguments += ["--ro-bind", f"{STAGE}/source" if staged else str(source), "/source"]
+        arguments += ["--remount-ro", "/"]
         for capability in _CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
         arguments += ["--seccomp", str(_SECCOMP_FD), "--clearenv", "--chdir", "/"]
-        packages = [str(path.parent) for path in _packages()]
-        start = f"import runpy, sys; sys.path += {packages!r}; runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')"
-        program = [str(_python()), "-I", "-S", "-c", start, "/target", mode, "own" if staged else "one"]
-        settings = self._settings
-        bounds = [settings.max_image_mb << 20, settings.max_image_entries, settings.min_free_mb << 20]
-        return [*words, "--", *arguments, "--", *program, *map(str, bounds)]
+        return [*words, "--", *arguments, "--", *program]
+
+
+def _too_much(read: asyncio.Task[bytes]) -> bool:
+    return not read.cancelled() and read.exception() is None and len(read.result()) >= _ANSWER_BYTES
 
 
 def disk_full(min_free_mb: int) -> RunraError:
