@@ -209,12 +209,20 @@ def certificates(folder: Path) -> tuple[Path, Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, env={**os.environ, "RANDFILE": str(folder / "rnd")})
+        subprocess.run(
+            ["openssl", *words],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            env={**os.environ, "RANDFILE": str(folder / "rnd")},
+        )
 
     fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     run("req", "-x509", *fresh, "-subj", "/CN=Test CA", "-keyout", "ca.key", "-out", "ca.pem")
     run("req", *fresh[:4], "-nodes", "-subj", "/CN=registry", "-keyout", "key.pem", "-out", "request.pem")
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    run(*("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-days", "2", "-extfile", "names", "-out", "cert.pem"))
+    run(
+        *("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+        *("-days", "2", "-extfile", "names", "-out", "cert.pem"),
+    )
     return folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
