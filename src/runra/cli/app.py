@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, keys, lifecycle, serving, terminal, watching
+from runra.cli import copying, examination, execution, images, keys, lifecycle, serving, terminal, watching
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -77,6 +77,16 @@ _add(app, "rm", lifecycle.rm)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
+
+image = typer.Typer(help="Pull, import, build and delete images.", no_args_is_help=True, rich_markup_mode=None)
+_add(image, "pull", images.pull)
+_add(image, "ls", images.ls)
+_add(image, "inspect", images.inspect)
+_add(image, "rm", images.rm)
+_add(image, "prune", images.prune)
+_add(image, "import", images.import_)
+_add(image, "build", images.build)
+app.add_typer(image, name="image")
 
 key = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 _add(key, "create", keys.create)

@@ -42,6 +42,17 @@ from runra.contract.base import (
 )
 from runra.contract.exec import ExecRequest, ExecutionResult, ProcessInfo, ProcessStarted, SignalRequest
 from runra.contract.files import FileEntry, FileType, MkdirRequest, MoveRequest, WatchEvent
+from runra.contract.images import (
+    Credentials,
+    ImageCommit,
+    ImageInfo,
+    ImagePrune,
+    ImagePull,
+    ImagePulling,
+    ImagesPruned,
+    Reference,
+    same_image,
+)
 from runra.contract.network import Egress, Ingress, Network
 from runra.contract.sandboxes import (
     Resources,
@@ -64,6 +75,7 @@ __all__ = [
     "PORT",
     "TIMEOUT_MS",
     "AbsolutePath",
+    "Credentials",
     "Egress",
     "Env",
     "ExecRequest",
@@ -71,7 +83,13 @@ __all__ = [
     "FileEntry",
     "FileType",
     "Health",
+    "ImageCommit",
+    "ImageInfo",
     "ImageName",
+    "ImagePrune",
+    "ImagePull",
+    "ImagePulling",
+    "ImagesPruned",
     "Ingress",
     "KeyCreate",
     "KeyCreated",
@@ -91,6 +109,7 @@ __all__ = [
     "ProcessStarted",
     "Profile",
     "Range",
+    "Reference",
     "Request",
     "Resources",
     "SandboxConfig",
@@ -103,4 +122,5 @@ __all__ = [
     "Text",
     "WatchEvent",
     "Wire",
+    "same_image",
 ]

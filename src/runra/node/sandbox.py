@@ -363,6 +363,23 @@ class Sandbox:
         """End what never ran or cannot be adopted, with its event and its reason."""
         await self._own(self._terminate(reason))
 
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing in it moves while this is entered, and no transition begins; a running one runs on afterwards.
+
+        Raises INVALID_STATE unless it is running or paused."""
+        async with self._turn:
+            if self.record.state not in ("running", "paused"):
+                self._require_running()
+            running = self.record.state == "running"
+            if running:
+                await self._freeze()
+            try:
+                yield
+            finally:
+                if running:
+                    self._thaw()
+
     # --- the parts of a transition ---
 
     async def _freeze(self) -> None:

@@ -49,8 +49,18 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
     # Imported here: a test with a node of its own needs none of what the real one needs.
     from runra.node import Node as LocalNode
     from runra.node import NodeSettings
+    from runra.node.images.settings import read_registries
 
-    return LocalNode(NodeSettings(data_dir=settings.data_dir / "node", **settings.node), events)
+    return LocalNode(
+        NodeSettings(
+            data_dir=settings.data_dir / "node",
+            pull_on_create=settings.pull_on_create,
+            pull_timeout=settings.pull_timeout_s,
+            registries=read_registries(settings.registries) if settings.registries else {},
+            **settings.node,
+        ),
+        events,
+    )
 
 
 def create_app(settings: ServerSettings, make_node: NodeMaker = real_node) -> FastAPI:
@@ -99,7 +109,7 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         stack.callback(events.close)
         node = make_node(settings, events)
         executions = Executions(events, measures, settings.collect_bytes)
-        creates = Creates(store, node, settings.create_timeout_s)
+        creates = Creates(store, node, settings.create_timeout_s + settings.pull_timeout_s)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:
@@ -181,9 +191,7 @@ async def _other_method(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    found: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return found
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # What is written out in full (`/images/import`) is a resource of its own, whatever a pattern takes besides.
+    exact = [route for route in matching if getattr(route, "path", "") == request.url.path]
+    return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}

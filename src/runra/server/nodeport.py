@@ -9,7 +9,17 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, M
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from runra.contract import FileEntry, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason, WatchEvent
+from runra.contract import (
+    Credentials,
+    FileEntry,
+    ImageInfo,
+    ImagesPruned,
+    SandboxConfig,
+    SandboxInfo,
+    SandboxPatch,
+    TerminationReason,
+    WatchEvent,
+)
 from runra.node.agent.types import ExecSpec, Exit, Output, ProcessStatus
 
 
@@ -105,6 +115,19 @@ class Sandbox(Protocol):
     def oom_kills(self) -> int: ...
 
 
+class Images(Protocol):
+    """The node's images, as an organization sees them: its own and everybody's."""
+
+    def info(self, name: str, organization_id: str) -> ImageInfo: ...
+    def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]: ...
+    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> str: ...
+    async def import_archive(
+        self, chunks: AsyncIterable[bytes], name: str | None, organization_id: str, *, shared: bool
+    ) -> ImageInfo: ...
+    async def delete(self, name: str, organization_id: str) -> ImageInfo: ...
+    async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned: ...
+
+
 class Node(Protocol):
     on_change: Callable[[Any], Awaitable[None]] | None
 
@@ -115,3 +138,6 @@ class Node(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
     async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox: ...
+    @property
+    def images(self) -> Images: ...
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from runra.server.routes import commands, events, files, keys, metrics, processes, sandboxes, terminals
+from runra.server.routes import commands, events, files, images, keys, metrics, processes, sandboxes, terminals
 from runra.server.routing import Routes
 
 #: In the order they are tried: the busiest first.
@@ -17,4 +17,5 @@ ALL: Final[tuple[Routes, ...]] = (
     events.routes,
     metrics.routes,
     keys.routes,
+    images.routes,
 )
