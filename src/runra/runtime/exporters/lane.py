@@ -34,6 +34,7 @@ class Lane:
         self._wanted: dict[EventType, bool] = {}
         self._queue: deque[tuple[Event, int]] = deque()
         self._bytes = 0
+        self._in_flight = 0
         self._stir = asyncio.Event()
         self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
@@ -143,16 +144,18 @@ class Lane:
         return batch
 
     async def _deliver(self, batch: list[Event]) -> None:
-        lost = len(batch)
+        lost = self._in_flight = len(batch)
         try:
             failure = await self._attempts(lambda: self._route.exporter.export(batch))
             # Of a batch that was taken in part, the error says how many were not.
             refused = failure.details.get("failed") if failure else 0
             lost = min(refused, lost) if isinstance(refused, int) else lost
         finally:  # also when the deadline of `close` cancels this
-            self.stats.waiting = len(self._queue)
-            self.stats.exported += len(batch) - lost
-            self._lose(lost)
+            if self._in_flight:  # else `close` waited no longer, and has counted
+                self._in_flight = 0
+                self.stats.waiting = len(self._queue)
+                self.stats.exported += len(batch) - lost
+                self._lose(lost)
         if not lost:
             self._recover()
 
@@ -270,9 +273,9 @@ class Lane:
 
     async def close(self, timeout: float) -> None:
         """Free the exporter, when its task is over or was cancelled."""
-        self._lose(len(self._queue))
+        self._lose(len(self._queue) + self._in_flight)
         self._queue.clear()
-        self.stats.waiting = 0
+        self._in_flight = self.stats.waiting = 0
         if self._touched:
             try:
                 async with asyncio.timeout(timeout):
