@@ -63,14 +63,18 @@ def _route(one: ExporterConfig, where: str) -> Route:
             raise RunraError("INVALID_CONFIG", told, details=error.details) from None
     factory = EXPORTERS.factory(one.provider)
     model = getattr(factory, "Config", None)
-    if inspect.isclass(model) and issubclass(model, Delivery):
+    if inspect.isclass(model) and issubclass(model, Delivery) and model is not CustomConfig:
         config: Delivery = _checked(model, one.config, f"{where}.config")
         return Route(factory(config), filter, config)
-    # The document's interface: a factory without arguments, then initialize(config) with what is its own.
-    shared = {name for field, info in Delivery.model_fields.items() for name in (field, info.alias or field)}
-    delivery = {name: value for name, value in one.config.items() if name in shared}
+    # The document's interface: a factory without arguments, then initialize(config) with what is not ours to know.
+    shared = {name for field, info in CustomConfig.model_fields.items() for name in (field, info.alias or field)}
+    given = {name: value for name, value in one.config.items() if name in shared}
     own = {name: value for name, value in one.config.items() if name not in shared}
-    wrapped = _checked(CustomConfig, {**delivery, "exporter": factory(), "config": own}, f"{where}.config")
+    nested = given.get("config")
+    given["config"] = {**own, **(nested if isinstance(nested, Mapping) else {})}
+    if factory is not CustomExporter:
+        given["exporter"] = factory()
+    wrapped: CustomConfig = _checked(CustomConfig, given, f"{where}.config")
     exporter = CustomExporter(wrapped)
     if exporter.name == "custom":
         exporter.name = one.provider

@@ -21,7 +21,7 @@ class LangfuseConfig(Delivery):
     public_key: str | None = None
     secret_key: Secret | None = None
     host: Annotated[str, AfterValidator(checked_url)] | None = None
-    environment: str | None = Field(None, pattern=r"^(?!langfuse)[a-z0-9_-]{1,40}$")
+    environment: str | None = Field(None, pattern=r"^[a-z0-9_-]{1,40}$")
     service_name: str = "runra"
 
 

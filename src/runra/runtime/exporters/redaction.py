@@ -129,14 +129,14 @@ class Redactor:
 
 
 def _without(text: str, spans: list[tuple[int, int]], end: int) -> str:
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     for start, stop in spans:
         if start >= end:
             break
-        if stop <= at:
-            continue
-        parts += [text[at : max(at, start)], REDACTED]
-        at = stop
+        if start >= at:  # else it overlaps with the one before, which has its mark
+            parts += [text[at:start], REDACTED]
+        at = max(at, stop)
     parts.append(text[at:end])
     return "".join(parts)
 

@@ -62,7 +62,7 @@ class _Trace:
         self.answered = False
         #: Tools by the call's id, commands by sandbox and pid.
         self.tools: OrderedDict[str, ApiSpan] = OrderedDict()
-        self.execs: OrderedDict[tuple[str, Any], ApiSpan] = OrderedDict()
+        self.execs: OrderedDict[tuple[str, str], ApiSpan] = OrderedDict()
 
     @property
     def above(self) -> ApiSpan:
@@ -153,6 +153,10 @@ class SpanMaker:
         trace.root.end(self._now)
         trace.root = NonRecordingSpan(trace.root.get_span_context())  # all that late ones need
 
+    def _began(self, data: Mapping[str, Any]) -> int:
+        """When something began that has ended now."""
+        return max(0, self._now - int(number(data.get("durationMs")) * 1e6))
+
     def _start(
         self,
         above: ApiSpan,
@@ -173,14 +177,14 @@ class SpanMaker:
 
     def _exec(self, trace: _Trace, event: Event) -> SpanContext:
         data = event.data
-        key = (event.sandbox_id, data.get("pid"))
+        key = (event.sandbox_id, str(data.get("pid")))
         if event.type == "exec.streamed":
             return (trace.execs.get(key) or trace.above).get_span_context()
         command = text(data.get("command"))
         span = trace.execs.pop(key, None) if event.type != "exec.started" else None
         if span is None:  # it begins, or its beginning was not seen
             above = trace.tools.get(text(data.get("toolCallId"))) or trace.above
-            start = self._now - int(number(data.get("durationMs")) * 1e6)
+            start = self._began(data)
             attributes = {
                 "process.command_line": command,
                 "process.pid": data.get("pid"),
@@ -211,7 +215,7 @@ class SpanMaker:
 
     def _file(self, trace: _Trace, event: Event) -> SpanContext:
         data = event.data
-        start = self._now - int(number(data.get("durationMs")) * 1e6)
+        start = self._began(data)
         attributes = {"file.path": data.get("path"), "file.size": data.get("sizeBytes"), "error.type": data.get("code")}
         span = self._start(trace.above, event.type, attributes, start)
         if event.type == "file.error":
@@ -251,7 +255,7 @@ class SpanMaker:
         span = trace.tools.pop(str(data.get("id") or text(data.get("name"))), None)
         if span is None:
             name = text(data.get("name"))
-            start = self._now - int(number(data.get("durationMs")) * 1e6)
+            start = self._began(data)
             attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}
             span = self._start(trace.turn or trace.root, f"execute_tool {name[:60]}", attributes, start)
         span.set_attributes(_plain({"gen_ai.tool.call.result": data.get("output")}))
@@ -293,7 +297,7 @@ class SpanMaker:
             "runra.cost.amount": data.get("amount"),
             "runra.cost.currency": data.get("currency"),
         }
-        start = self._now - int(number(data.get("durationMs")) * 1e6)
+        start = self._began(data)
         span = self._start(trace.turn or trace.root, f"chat {model[:60]}", attributes, start, SpanKind.CLIENT)
         span.end(self._now)
         return span.get_span_context()
