@@ -187,8 +187,7 @@ async def test_an_answer_before_the_end_of_the_question(link: AgentLink) -> None
 
     async with serving(refuses) as port, await link.connect_port(port) as tunnel:
         with pytest.raises(RunraError):
-            for _ in range(1000):
-                await tunnel.write(b"x" * 65536, 5)
+            await tunnel.write(b"x" * (64 << 20), 5)
         assert await tunnel.read(5) == b"too large"
 
 
@@ -249,7 +248,8 @@ async def test_at_most_1024(link: AgentLink, agent: Agent) -> None:
         try:
             return await link.connect_port(port)
         except RunraError as error:
-            assert error.code == "RESOURCE_EXHAUSTED"
+            if error.code != "RESOURCE_EXHAUSTED":
+                raise
             return None
 
     async with serving(echo) as port:

@@ -43,6 +43,7 @@ from runra.contract.base import (
 from runra.contract.exec import ExecRequest, ExecutionResult, ProcessInfo, ProcessStarted, SignalRequest
 from runra.contract.files import FileEntry, FileType, MkdirRequest, MoveRequest, WatchEvent
 from runra.contract.network import Egress, Ingress, Network
+from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
     SandboxConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "DISK_MB",
     "EXEC_TIMEOUT_MS",
     "IDLE_TIMEOUT_MS",
+    "LINK_MS",
     "MAX_BODY_BYTES",
     "MAX_COMMAND_BYTES",
     "MEMORY_MB",
@@ -87,6 +89,9 @@ __all__ = [
     "Page",
     "Pagination",
     "PathText",
+    "Port",
+    "PortExposed",
+    "PortRequest",
     "ProcessInfo",
     "ProcessStarted",
     "Profile",
@@ -99,6 +104,8 @@ __all__ = [
     "SandboxState",
     "Scope",
     "SignalRequest",
+    "SignedUrl",
+    "SignedUrlRequest",
     "TerminationReason",
     "Text",
     "WatchEvent",

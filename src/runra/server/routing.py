@@ -32,6 +32,7 @@ SocketEndpoint = Callable[[Call, WebSocket], Awaitable[None]]
 _PATH_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     "id": {"description": "id of a sandbox", "schema": {"type": "string", "examples": ["sb_0123456789abcdef"]}},
     "pid": {"description": "id of a process in the sandbox", "schema": {"type": "integer", "minimum": 1}},
+    "port": {"description": "number of a port", "schema": {"type": "integer", "minimum": 1024, "maximum": 65535}},
     "key_id": {"description": "id of an API key", "schema": {"type": "string", "examples": ["key_0123456789abcdef"]}},
 }
 
