@@ -62,7 +62,7 @@ async def test_old_servers_and_odd_answers(preview: Preview) -> None:
 
 async def test_large_bodies_both_ways_in_constant_memory(preview: Preview) -> None:
     piece = os.urandom(1 << 20)
-    count = 200
+    count = 64
     digest = hashlib.sha256()
     for _ in range(count):
         digest.update(piece)
@@ -80,7 +80,7 @@ async def test_large_bodies_both_ways_in_constant_memory(preview: Preview) -> No
         async for part in answer.content.iter_chunked(1 << 16):
             got += len(part)
     assert got == count << 20
-    assert _rss() - before < 60 << 20
+    assert _rss() - before < 40 << 20
 
 
 def _rss() -> int:
@@ -168,11 +168,12 @@ async def test_readable_pages(world: World) -> None:
 
 async def test_a_client_that_goes_frees_the_sandbox(preview: Preview) -> None:
     sandbox = preview.world.app.state.services.node.sandboxes[preview.id]
+    before = sandbox._users
     async with aiohttp.ClientSession() as session:
         answer = await session.get(f"http://127.0.0.1:{preview.world.port}/sse", headers={"Host": preview.host})
         await answer.content.readline()
-        assert sandbox._users == 1  # a live connection is activity
+        assert sandbox._users == before + 1  # a live connection is activity
         answer.close()
     async with asyncio.timeout(5):
-        while sandbox._users:
+        while sandbox._users > before:
             await asyncio.sleep(0.02)

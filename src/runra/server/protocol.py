@@ -56,6 +56,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
+        # uvicorn would add a chunked body's trailers to this list later on: a second Host, say, or another key.
+        self.scope["headers"] = list(self.headers)
         self._one_target()
         super().on_headers_complete()
 
