@@ -286,6 +286,15 @@ async def test_websocket_requests_are_checked_alike(world: World) -> None:
     assert answer.startswith(b"HTTP/1.1 401")
 
 
+async def test_a_socket_asked_for_too_early(preview: Preview) -> None:
+    answer = await preview.raw(
+        b"GET /slow?0.5 HTTP/1.1\r\nHost: HOST\r\n\r\n"
+        b"GET /ws HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        3,
+    )
+    assert answer == b""
+
+
 async def test_other_upgrades_are_ordinary_requests(preview: Preview) -> None:
     answer = await preview.raw(
         b"GET /seen HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n", 3

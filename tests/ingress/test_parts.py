@@ -122,6 +122,8 @@ def test_headers_inward() -> None:
         ("Expect", "100-continue"),
         ("Cookie", "runra-preview=a"),
         ("Cookie", f"a={key}"),
+        ("X-Token", new_token()),
+        ("Referer", "http://me/?a=1&runra-token=1.2"),
     ):
         assert _in(header) == OURS, header
     # Nobody can have our own headers taken out, nor make a header of theirs look like ours.

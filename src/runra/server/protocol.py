@@ -83,6 +83,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if place is None:
             super().handle_websocket_upgrade()
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Asked for before the answer to an earlier request was out: the two would run into each other.
+            self.transport.abort()
+            return
         # A preview's: its bytes are the sandbox's and the client's, no frame of it is ours to read.
         self.connections.discard(self)
         upgrade = Upgrade(ingress, self.transport, self.headers, self.client[0] if self.client else "unknown")

@@ -23,8 +23,8 @@ _OURS_IN: Final = frozenset(
 #: Alt-Svc would send a browser elsewhere under this name. The server's own Date is on every answer.
 _OURS_OUT: Final = frozenset((b"alt-svc", b"date"))
 _RUNRA: Final = b"x-runra-"
-#: One of our API keys, wherever it stands: in Authorization, in X-API-Key, in a cookie.
-_KEY: Final = re.compile(rb"rra_(live|test)_")
+#: An API key, a preview's token or a signed link, wherever it stands: in Authorization, X-API-Key, a cookie, a Referer.
+_SECRET: Final = re.compile(rb"rra_(?:live|test)_|rpt_[A-Za-z0-9_-]{40}|runra-token=")
 
 COOKIE: Final = b"runra-preview"
 #: Browsers take a cookie of this prefix only from a secure origin, for that host alone.
@@ -88,7 +88,7 @@ def inward(headers: Headers, *, authority: bytes, scheme: str, client: str, body
             value = _without_ours(value)
             if not value:
                 continue
-        if not _KEY.search(value):
+        if not _SECRET.search(value):
             passed.append((name, value))
     if body == b"chunked":
         passed.append((b"transfer-encoding", b"chunked"))

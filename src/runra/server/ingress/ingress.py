@@ -39,7 +39,7 @@ class Ingress:
     (h11's buffer, the tunnel's windows, the client's socket), and time without a byte."""
 
     def __init__(self, settings: ServerSettings, names: Names, door: Door, measures: Measures) -> None:
-        self._settings = settings
+        self.settings = settings
         self._names = names
         self._door = door
         self._measures = measures
@@ -65,7 +65,7 @@ class Ingress:
     async def tunnel(self, admitted: Admitted) -> AsyncIterator[Tunnel]:
         """A connection to the port. While it lives the sandbox is active; a paused one with autoResume is resumed."""
         sandbox, exposed = admitted.sandbox, admitted.exposed
-        if self._open[sandbox.id] >= self._settings.preview_connections:
+        if self._open[sandbox.id] >= self.settings.preview_connections:
             raise Refusal(
                 "too_many", "The sandbox has its most connections open. Try again.", 503, "RESOURCE_EXHAUSTED"
             )
@@ -136,14 +136,14 @@ class _Relay:
         self._receive = receive
         self._send = send
         self._headers: Headers = scope["headers"]
-        self._idle_s = ingress._settings.preview_idle_s
+        self._idle_s = ingress.settings.preview_idle_s
         self.status = 0
 
     async def run(self, place: Place) -> None:
         scope = self._scope
         if scope["type"] != "http":  # WebSockets are taken before they become ASGI's
             raise Refusal("bad_request", "This kind of request is not known here.", 400, "INVALID_REQUEST")
-        body = _checked(self._headers)
+        body = framing(self._headers)
         method, target = scope["method"], scope["state"]["target"]
         admitted = self._ingress.admit(place, method, target, self._headers)
         if isinstance(admitted, Response):
@@ -233,7 +233,8 @@ class _Relay:
             await asyncio.sleep(0)
 
 
-def _checked(headers: Headers) -> bytes | None:
+def framing(headers: Headers) -> bytes | None:
+    """How long the request's body is; Refusal 400 when that can be read in two ways."""
     try:
         return check_framing(headers)
     except RunraError as error:

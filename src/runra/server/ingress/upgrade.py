@@ -14,7 +14,7 @@ from runra.errors import RunraError
 from runra.server.ingress.door import explain
 from runra.server.ingress.headers import Headers, outward
 from runra.server.ingress.hosts import Place
-from runra.server.ingress.ingress import Ingress, _checked, new_request_id
+from runra.server.ingress.ingress import Ingress, framing, new_request_id
 from runra.server.ingress.pages import Refusal, page
 from runra.server.ingress.upstream import Exchange, read_on
 from runra.server.nodeport import Tunnel
@@ -38,7 +38,7 @@ class Upgrade:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
-        self._idle_s = ingress._settings.preview_idle_s
+        self._idle_s = ingress.settings.preview_idle_s
         self.status = 0
 
     async def serve(self, place: Place, method: str, target: bytes) -> None:
@@ -59,7 +59,7 @@ class Upgrade:
             self._ingress.note(request_id, place, self.status, began)
 
     async def _run(self, place: Place, method: str, target: bytes) -> None:
-        if _checked(self._headers) not in (None, b"0") or method != "GET":
+        if framing(self._headers) not in (None, b"0") or method != "GET":
             raise Refusal("bad_request", "A WebSocket begins with a GET without a body.", 400, "INVALID_REQUEST")
         admitted = self._ingress.admit(place, method, target, self._headers)
         if isinstance(admitted, Response):
@@ -109,7 +109,7 @@ class Upgrade:
         tunnel.end_write()
 
     async def _outward(self, tunnel: Tunnel) -> None:
-        while data := await read_on(tunnel, self._ingress._settings.preview_socket_idle_s):
+        while data := await read_on(tunnel, self._ingress.settings.preview_socket_idle_s):
             await self._out(data)
 
     async def _out(self, data: bytes) -> None:
