@@ -191,8 +191,6 @@ class Node:
         egress = config.network.egress if config.network else None
         if egress is not None and (egress.allow or egress.default == "allow"):
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
-        if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
         return walls.choose(self._isolations, config.isolation)
 
