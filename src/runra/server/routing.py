@@ -18,6 +18,7 @@ from runra.contract import Scope as KeyScope
 from runra.server.access import SCOPES
 from runra.server.calls import Call, Query, parse_query, services
 from runra.server.faults import ErrorAnswer
+from runra.tracing import current_run, told_run
 
 PREFIX: Final = "/v1"
 #: Where a route's scope stands, in the OpenAPI document as well.
@@ -47,6 +48,8 @@ async def _guard(scope: Scope, receive: Receive, needed: str) -> Call:
     sandbox_id = call.path.get("id")
     if sandbox_id is not None:
         await call.find_sandbox(sandbox_id)
+    # In this request's own context: the events it leads to carry its run, those of commands it leaves behind too.
+    current_run.set(told_run(scope["headers"]))
     return call
 
 
