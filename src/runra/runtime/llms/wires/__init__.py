@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Decoder(Protocol):
     """A streamed answer, read. `done` once the format's own last event came: what follows need not be waited for."""
 
-    done: bool
+    @property
+    def done(self) -> bool: ...
 
     def feed(self, event: ServerEvent) -> list[StreamEvent]: ...
 
