@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class Say:
     pause: float = 0.0  # seconds between the pieces
     then: Literal["end", "hang", "cut", "error"] = "end"  # after the last event / in the middle
     cost: float | None = None  # OpenRouter's `usage.cost`
+    cut_after: int = 4  # events before `cut` and `error`
     repeat: int = 1  # text pieces times this: a long stream
 
 
@@ -61,6 +62,10 @@ class Fault:
 
 
 Step = Say | Fault
+
+
+class _Aborted(Exception):
+    """We have reset the connection ourselves."""
 
 
 @dataclass
@@ -188,6 +193,8 @@ class ScriptedModel:
             if isinstance(step, Fault):
                 return await self._fail(request, seen, step)
             return await self._say(request, seen, step)
+        except _Aborted:
+            return web.Response()  # to nobody
         except (asyncio.CancelledError, ConnectionResetError):
             seen.gone.set()
             raise
@@ -214,7 +221,7 @@ class ScriptedModel:
         assert kind == "reset", kind
         assert request.transport is not None
         request.transport.abort()
-        raise ConnectionResetError
+        raise _Aborted
 
     async def _say(self, request: web.Request, seen: Seen, say: Say) -> web.StreamResponse:
         events = _STREAMS[seen.format](self, seen, say)
@@ -227,11 +234,11 @@ class ScriptedModel:
             await response.write(event)
             if say.pause:
                 await asyncio.sleep(say.pause)
-            if say.then == "cut" and sent == 4:
+            if say.then == "cut" and sent == say.cut_after:
                 assert request.transport is not None
                 request.transport.abort()
-                raise ConnectionResetError
-            if say.then == "error" and sent == 4:
+                raise _Aborted
+            if say.then == "error" and sent == say.cut_after:
                 await response.write(_stream_error(seen.format))
                 return response
         if say.then == "hang":
@@ -251,7 +258,7 @@ def _format(path: str) -> Format | None:
 
 def _cut(text: str, say: Say) -> Iterator[str]:
     size = max(1, -(-len(text) // say.pieces))
-    for _ in range(say.repeat):
+    for _ in range(say.repeat if text else 0):
         for start in range(0, len(text), size):
             yield text[start : start + size]
 
@@ -601,7 +608,3 @@ _WHOLES: dict[Format, Callable[[ScriptedModel, Seen, Say], dict[str, Any]]] = {
     "gemini": _gemini_whole,
 }
 
-
-async def drain(stream: AsyncIterator[bytes]) -> bytes:
-    """All of a stream."""
-    return b"".join([piece async for piece in stream])

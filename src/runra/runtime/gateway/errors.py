@@ -11,13 +11,14 @@ from runra.runtime.llms.types import Format
 from runra.runtime.llms.wires.messages_answers import ERROR_TYPES
 from runra.runtime.llms.wires.responses_answers import ERROR_CODES
 
-#: HTTP status by kind. What no repetition can mend is 400 or 403: agents repeat a 401 and everything from 429 on.
+#: HTTP status by kind. What no repetition can mend is a 400, the one status after which claude-code, codex and opencode
+#: all stop at once and show the message: codex repeats a 403 five times, claude-code calls it a failed log-in.
 STATUS: Final = {
     "token": 401,
-    "auth": 403,
-    "quota": 403,
-    "budget": 403,
-    "turns": 403,
+    "auth": 400,
+    "quota": 400,
+    "budget": 400,
+    "turns": 400,
     "rate_limit": 429,
     "context_too_long": 400,
     "refused": 400,

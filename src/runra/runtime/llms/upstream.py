@@ -45,9 +45,11 @@ class Answer:
         loop = asyncio.get_running_loop()
         while True:
             left = self._began + timeouts.total_ms / 1000 - loop.time()
+            if left <= 0:  # asked here as well: a read that never has to wait never times out
+                raise _broken(self._target, f"more than {timeouts.total_ms / 1000:g} s in all")
             idle = GRACE_S if self.complete else timeouts.idle_ms / 1000
             try:
-                async with asyncio.timeout(max(0.0, min(left, idle))):
+                async with asyncio.timeout(min(left, idle)):
                     piece = await self._response.content.readany()
             except TimeoutError:
                 if self.complete:

@@ -327,7 +327,8 @@ def encode_answer(response: LLMResponse, request: LLMRequest) -> dict[str, Any]:
     return {**whole, "incomplete_details": {"reason": incomplete} if incomplete else None}
 
 
-#: OpenAI's codes of a failed response, by kind: what clients decide by whether to try again.
+#: OpenAI's codes of a failed response, by kind: what clients decide by whether to try again. Anything else is
+#: `server_error`, also what is overloaded: codex gives up at once on the code for that.
 ERROR_CODES: Final = {
     "context_too_long": "context_length_exceeded",
     "quota": "insufficient_quota",
@@ -339,7 +340,6 @@ ERROR_CODES: Final = {
     "invalid": "invalid_prompt",
     "unsupported": "invalid_prompt",
     "model_not_found": "invalid_prompt",
-    "unavailable": "server_is_overloaded",
 }
 
 
