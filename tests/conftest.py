@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import os
 import pytest
 
+from tests import postgres
 from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 
 
@@ -18,3 +19,10 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     yield host
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[Path]:
+    """The socket's folder of a PostgreSQL of these tests' own."""
+    with postgres.cluster() as folder:
+        yield folder

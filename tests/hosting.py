@@ -17,7 +17,6 @@ from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec, Exit
 
-
 #: For a test of the `host` fixture's: once behind each wall.
 both_walls = pytest.mark.parametrize("host", ["bubblewrap", "gvisor"], indirect=True)
 
