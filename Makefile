@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.native
-C_FILES := $(wildcard guest/*.c guest/*.h launcher/*.c launcher/*.h)
+C_FILES := $(wildcard guest/*.c guest/*.h guest/preload/*.c launcher/*.c launcher/*.h)
 
 # The first Python on the PATH that is new enough; PYTHON=… overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -52,6 +52,7 @@ generate: install ## the SDK's sync half from its async half
 
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/ingress.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

@@ -108,4 +108,18 @@ LLMS: Final[Registry[Any]] = Registry(
         for id in ("openai", "anthropic", "gemini", "openrouter", "ollama", "vllm", "custom")
     },
 )
-EXPORTERS: Final[Registry[Any]] = Registry("exporter", "runra.exporters", {})
+EXPORTERS: Final[Registry[Any]] = Registry(
+    "exporter",
+    "runra.exporters",
+    {
+        "axiom": f"{_HERE}.exporters.axiom:AxiomExporter",
+        "console": f"{_HERE}.exporters.console:ConsoleExporter",
+        "custom": f"{_HERE}.exporters.custom:CustomExporter",
+        "jsonl": f"{_HERE}.exporters.jsonl:JsonlExporter",
+        "langfuse": f"{_HERE}.exporters.langfuse:LangfuseExporter",
+        "otel": f"{_HERE}.exporters.otel:OtelExporter",
+        "postgres": f"{_HERE}.exporters.postgres:PostgresExporter",
+        "prometheus": f"{_HERE}.exporters.prometheus:PrometheusExporter",
+        "webhook": f"{_HERE}.exporters.webhook:WebhookExporter",
+    },
+)
