@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.native
-C_FILES := $(wildcard guest/*.c guest/*.h launcher/*.c launcher/*.h)
+C_FILES := $(wildcard guest/*.c guest/*.h guest/preload/*.c launcher/*.c launcher/*.h)
 
 # The first Python on the PATH that is new enough; PYTHON=… overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -44,18 +44,21 @@ lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/python scripts/generate_sync.py --check
 	$(BIN)/python scripts/generate_blocking.py --check
 	$(BIN)/python scripts/generate_providers.py --check
+	$(BIN)/python scripts/generate_events.py --check
 
 native: ## compile the agent and the launcher again
 	$(BIN)/python build_native.py
 	@touch $(NATIVE)
 
-generate: install ## what is made from other sources: the SDK's and the runtime's sync halves, the providers' table
+generate: install ## what is made from other sources: both sync halves, the tables of providers and events in docs/
 	$(BIN)/python scripts/generate_sync.py
 	$(BIN)/python scripts/generate_blocking.py
 	$(BIN)/python scripts/generate_providers.py
+	$(BIN)/python scripts/generate_events.py
 
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/ingress.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

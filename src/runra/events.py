@@ -38,6 +38,10 @@ EventType = Literal[
     "resource.cpu",
     "resource.memory",
     "resource.disk",
+    "image.progress",
+    "image.ready",
+    "image.error",
+    "image.deleted",
     "agent.thinking",
     "agent.tool_call",
     "agent.tool_result",
@@ -164,6 +168,11 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=kept)
         self._subscriptions: set[Subscription] = set()
         self._ids = EventIds()
+
+    @property
+    def last_id(self) -> str:
+        """What to read after in order to hear everything from now on; an id that sorts between now and then."""
+        return self._events[-1].id if self._events else self._ids.next()
 
     def publish(
         self,

@@ -12,6 +12,7 @@ import typer
 
 from runra.cli.examination import DATA_DIR, server_packages
 from runra.cli.output import say
+from runra.cli.policy import node_policy
 
 if TYPE_CHECKING:
     from runra.events import EventLog
@@ -35,6 +36,32 @@ def serve(
         list[str] | None,
         typer.Option("--range", metavar="NAME=LOW:HIGH", help="Widen what a create may ask for: memoryMb=64:65536."),
     ] = None,
+    isolation: Annotated[
+        str | None, typer.Option("--isolation", help="The wall of sandboxes that ask for none: bubblewrap, gvisor.")
+    ] = None,
+    allow_isolation: Annotated[
+        str | None,
+        typer.Option("--allow-isolation", metavar="NAMES", help="Walls a create may ask for. [default: all that work]"),
+    ] = None,
+    require_isolation: Annotated[
+        str | None, typer.Option("--require-isolation", metavar="NAME", help="This wall for every sandbox, or none.")
+    ] = None,
+    allow_unenforced: Annotated[
+        str | None,
+        typer.Option(
+            "--allow-unenforced",
+            metavar="LIMITS",
+            help="Make sandboxes although these limits cannot be held here: cpu, memory, pids, disk, or all. "
+            "[default: none as root, all as an ordinary user]",
+        ),
+    ] = None,
+    registries: Annotated[
+        Path | None, typer.Option("--registries", help="JSON file about registries: mirrors, logins (docs/images.md).")
+    ] = None,
+    pull_on_create: Annotated[
+        bool, typer.Option("--pull-on-create/--no-pull-on-create", help="Pull images that a create names.")
+    ] = True,
+    pull_timeout: Annotated[float, typer.Option("--pull-timeout", min=1, help="Seconds a pull may take.")] = 900.0,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every call.")] = False,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM. Its sandboxes live on; the next server finds them."""
@@ -55,7 +82,11 @@ def serve(
         api_url=api_url,
         database_url=database_url,
         ranges=_ranges(ranges or []),
+        registries=registries,
+        pull_on_create=pull_on_create,
+        pull_timeout_s=pull_timeout,
         access_log=access_log,
+        node=node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
     )
     findings = asyncio.run(doctor.examine(settings.data_dir, trial=False))
 

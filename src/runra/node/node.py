@@ -9,19 +9,21 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxConfig, TerminationReason
-from runra.errors import RunraError
+from runra.contract import ImageInfo, SandboxConfig, TerminationReason
+from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
-from runra.node.images import RootFilesystem, host
-from runra.node.isolation import Box, Isolation
-from runra.node.isolation.bubblewrap import Bubblewrap
+from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
+from runra.node.images import Resolver, RootFilesystem, host
+from runra.node.images.store import Images
+from runra.node.isolation import Box, Isolation, walls
 from runra.node.launcher import Launcher
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
@@ -55,7 +57,12 @@ class Node:
         self._root = os.geteuid() == 0
         self._taken: set[int] = set()
         self._starts = asyncio.Semaphore(settings.concurrent_starts)
+        #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
+        self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
+        self.images = Images(settings, self._launcher, events, self._ids)
+        #: Waits for images, by the id of the sandbox that is to be made of it.
+        self._resolving: dict[str, asyncio.Timeout] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
@@ -73,9 +80,11 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
-        wall = Bubblewrap(self._launcher)
-        self._isolations = {wall.name: wall}
+        self._tell_unheld()
+        self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
+        await self.images.start(self._hierarchies)
+        self.images.layers.users.append(self._layers_in_use)
         known = {path.stem for path in self.settings.records_dir.iterdir()}
         known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
         await asyncio.gather(*(self._adopt(name) for name in known))
@@ -84,11 +93,19 @@ class Node:
             stale.thaw()
             stale.kill()
             await self._quietly(stale.remove())
+        self.images.collect()
         for folder in self._trash.iterdir():
             self._clean(self._delete(folder))
 
+    def _tell_unheld(self) -> None:
+        missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
+        if missing:
+            refused = "sandboxes are refused" if set(missing) - allowed else "a sandbox may take all of it"
+            log.warning("limits this machine cannot hold: %s; %s (`runra doctor`)", ", ".join(missing), refused)
+
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
+        await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
         if not self.sandboxes:
@@ -128,8 +145,9 @@ class Node:
     async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
         """Start a sandbox; returns when it is running.
 
-        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, RESOURCE_EXHAUSTED when it is
-        full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens nothing half made stays.
+        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, its image included,
+        RESOURCE_EXHAUSTED when it is full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens
+        nothing half made stays.
         """
         isolation = self._check(config)
         if len(self.sandboxes) >= self.settings.max_sandboxes:
@@ -151,11 +169,16 @@ class Node:
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
-            async with asyncio.timeout(self.settings.start_timeout), self._starts, sandbox.starting():
+            async with (
+                self._resolved(sandbox) as record.root,
+                asyncio.timeout(self.settings.start_timeout),
+                self._starts,
+                sandbox.starting(),
+            ):
                 await self._start(sandbox, isolation)
         except BaseException as error:
             sandbox.cgroup.kill()
-            await sandbox.abandon("error")
+            await sandbox.abandon("error" if record.root.overlays else "image")
             if isinstance(error, TimeoutError):
                 raise RunraError(
                     "RESOURCE_EXHAUSTED",
@@ -165,38 +188,65 @@ class Node:
         return sandbox
 
     def _check(self, config: SandboxConfig) -> Isolation:
-        if config.image != "host":
-            raise RunraError(
-                "INVALID_REQUEST",
-                f"no image {config.image!r} on this server; 'host' is there",
-                details={"field": "image", "value": config.image},
-            )
         egress = config.network.egress if config.network else None
         if egress is not None and (egress.allow or egress.default == "allow"):
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
-        if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
-        isolation = self._isolations.get(config.isolation or self.settings.isolation)
-        if isolation is None:
-            raise RunraError(
-                "INVALID_CONFIG",
-                f"no isolation {config.isolation!r} here; there is {', '.join(self._isolations)}",
-                details={"field": "isolation", "value": config.isolation},
+        refuse_unheld(self.enforced, self.settings.allow_unenforced)
+        return walls.choose(self._isolations, config.isolation)
+
+    @asynccontextmanager
+    async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+        """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
+        whoever terminates the sandbox meanwhile ends the wait as well."""
+        name, organization_id = sandbox.config.image, sandbox.organization_id
+        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(None) as self._resolving[sandbox.id]:
+                    root = await held.enter_async_context(resolve(name, organization_id))
+            except TimeoutError:
+                raise RunraError(
+                    "INVALID_STATE", f"sandbox {sandbox.id} was terminated while its image was being fetched"
+                ) from None
+            finally:
+                del self._resolving[sandbox.id]
+            yield root
+
+    @asynccontextmanager
+    async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+        assert self._host_image is not None
+        yield self._host_image
+
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
+        """Make an image of a sandbox's files as they are now. It stands still meanwhile.
+
+        Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        sandbox = self.sandboxes.get(sandbox_id)
+        if sandbox is None:
+            raise not_found(sandbox_id)
+        async with sandbox.still():
+            return await self.images.commit(
+                sandbox.record.root,
+                sandbox.folder / "upper0",
+                name,
+                sandbox.config.image,
+                sandbox.organization_id,
+                shared=shared,
+                step=step,
             )
-        return isolation
 
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
-        assert self._host_image is not None
         limits = record.config.resources
         self._disk.make(folder, limits.disk_mb)
         record.save(sandbox.record_path)
-        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
+        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
         with _listen(sandbox.socket_path) as listen:
             box = Box(
                 id=record.id,
                 folder=folder,
-                root=self._host_image,
+                root=record.root,
                 cgroup=sandbox.cgroup,
                 listen=listen,
                 memory_mb=limits.memory_mb,
@@ -208,7 +258,6 @@ class Node:
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
-        assert self._host_image is not None
         return Sandbox(
             record,
             self.settings.sandboxes_dir / record.id,
@@ -216,7 +265,6 @@ class Node:
             Cgroup(self._hierarchies, record.id),
             events=self.events,
             enforced=self.enforced,
-            image_env=dict(self._host_image.env),
             can_freeze=self._hierarchies.can_freeze,
             on_change=self._changed,
             on_gone=self._gone,
@@ -232,6 +280,22 @@ class Node:
                 return first
         raise RunraError("RESOURCE_EXHAUSTED", "no free range of user ids; terminate some sandboxes")
 
+    @contextlib.contextmanager
+    def _ids(self) -> Iterator[int | None]:
+        """A range of ids for work behind a wall of its own; None where there is only our own."""
+        if not self._root:
+            yield None
+            return
+        first = self._take_ids()
+        try:
+            yield first
+        finally:
+            self._taken.discard(first)
+
+    def _layers_in_use(self) -> Iterator[Path]:
+        for sandbox in self.sandboxes.values():
+            yield from sandbox.record.root.layers
+
     async def _changed(self, sandbox: Sandbox) -> None:
         if self.on_change is not None:
             await self.on_change(sandbox)
@@ -245,6 +309,9 @@ class Node:
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
+        self.images.released()
+        if (waiting := self._resolving.get(sandbox.id)) is not None:
+            waiting.reschedule(0)
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))

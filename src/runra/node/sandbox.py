@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
@@ -52,7 +52,6 @@ class Sandbox:
         *,
         events: EventLog,
         enforced: dict[str, bool],
-        image_env: dict[str, str],
         can_freeze: bool,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
@@ -63,7 +62,6 @@ class Sandbox:
         self.cgroup = cgroup
         self._events = events
         self._enforced = enforced
-        self._image_env = image_env
         self._can_freeze = can_freeze
         self._on_change = on_change
         self._on_gone = on_gone
@@ -103,7 +101,7 @@ class Sandbox:
     @property
     def env(self) -> dict[str, str]:
         """What every command starts with: the image's environment under the create's."""
-        return {**self._image_env, **self.record.config.env}
+        return {**self.record.root.env, **self.record.config.env}
 
     @property
     def socket_path(self) -> Path:
@@ -127,7 +125,7 @@ class Sandbox:
             idle_timeout_ms=config.idle_timeout_ms,
             metadata=config.metadata,
             # No sandbox has a network yet; what is shown is what holds.
-            network={"egress": {"allow": [], "default": "deny"}},
+            network={"egress": {"allow": [], "default": "deny"}, **_ingress(config)},
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
@@ -186,7 +184,9 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
-            self._ooms_known = self.oom_kills()
+            if self._link is not None and not self._link.closed:
+                # Its agent outlived them. When it did not, they may be what killed it.
+                self._ooms_known = self.oom_kills()
             self.touch()
 
     def touch(self) -> None:
@@ -363,6 +363,23 @@ class Sandbox:
         """End what never ran or cannot be adopted, with its event and its reason."""
         await self._own(self._terminate(reason))
 
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing in it moves while this is entered, and no transition begins; a running one runs on afterwards.
+
+        Raises INVALID_STATE unless it is running or paused."""
+        async with self._turn:
+            if self.record.state not in ("running", "paused"):
+                self._require_running()
+            running = self.record.state == "running"
+            if running:
+                await self._freeze()
+            try:
+                yield
+            finally:
+                if running:
+                    self._thaw()
+
     # --- the parts of a transition ---
 
     async def _freeze(self) -> None:
@@ -500,6 +517,12 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
+
+
+def _ingress(config: SandboxConfig) -> dict[str, Any]:
+    """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
+    ingress = config.network.ingress if config.network else None
+    return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}
 
 
 def _bytes_below(folder: Path) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,11 +17,34 @@ DiskMode = Literal["auto", "none"]
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """One registry, by the host in an image's name.
+
+    `mirrors` are base URLs tried before it, in order. `insecure` allows plain HTTP and any certificate. `ca_file` is
+    a PEM file of further authorities. `username` and `password` are the operator's own login: what it can fetch,
+    every organization may use. `private` lets a create reach it although its address is no public one.
+    """
+
+    mirrors: tuple[str, ...] = ()
+    insecure: bool = False
+    ca_file: Path | None = None
+    username: str = ""
+    password: str = field(default="", repr=False)
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """`data_dir` holds everything this node writes; two nodes never share one."""
 
     data_dir: Path
-    isolation: str = "bubblewrap"
+    #: The wall of a sandbox whose create names none; None: bubblewrap, or the only one allowed.
+    isolation: str | None = None
+    #: The walls a create may ask for; None: every one that works here.
+    allowed_isolation: frozenset[str] | None = None
+    #: Limits that need not hold (cpu, memory, pids, disk); a create is refused where another one cannot be held. None:
+    #: none of them as root, and all of them as an ordinary user, who can hold hardly any and is told so.
+    allow_unenforced: frozenset[str] | None = None
     #: The sub-uid ranges handed out begin here; the defaults stay clear of /etc/subuid's usual ranges and of 2^31.
     first_id: int = 0x2000_0000
     id_ranges: int = 16_384
@@ -34,6 +58,17 @@ class NodeSettings:
     disk: DiskMode = "auto"
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
+    #: Whether a create may fetch an image that is not here.
+    pull_on_create: bool = True
+    #: Seconds a pull may take, from the first byte to the last file.
+    pull_timeout: float = 900.0
+    #: Registries by host, where the defaults do not do: mirrors, logins, certificates.
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    #: MB one image may take unpacked, and files in one layer; a bomb ends here.
+    max_image_mb: int = 32_768
+    max_image_entries: int = 2_000_000
+    #: MB that pulls and unpacking leave free on the data folder's disk.
+    min_free_mb: int = 1024
 
     @property
     def sandboxes_dir(self) -> Path:

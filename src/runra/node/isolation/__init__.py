@@ -23,12 +23,18 @@ class Box:
     memory_mb: int
     #: The first of 65,536 ids outside that are the sandbox's 0…65535; None where only our own id can be used.
     first_id: int | None
+    #: A ready network namespace (a descriptor the caller closes) the sandbox is put in; None: an empty one of its own.
+    netns: int | None = None
 
 
 class Isolation(Protocol):
     """One kind of wall."""
 
     name: str
+
+    def host_processes(self, inside: int) -> int:
+        """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""
+        ...
 
     def prepare(self, box: Box) -> None:
         """Make the folders and files `start` needs below `box.folder`."""
