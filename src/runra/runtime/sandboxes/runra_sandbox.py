@@ -12,8 +12,8 @@ from runra.contract import ExecutionResult
 from runra.errors import RunraError
 from runra.events import Event
 from runra.runtime.capabilities import Capabilities
-from runra.runtime.sandboxes.base import BaseProvider, Files
-from runra.runtime.types import ExecuteOptions, SandboxHandle
+from runra.runtime.sandboxes.base import BaseProvider, Files, Ports
+from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle
 from runra.sdk._async.client import AsyncRunra
 from runra.sdk._async.events import AsyncEventStream
 from runra.sdk._async.processes import AsyncProcess
@@ -39,6 +39,7 @@ class RunraSandboxProvider(BaseProvider):
         "stdin_end",
         "pty",
         "user",
+        "ports",
         "pause",
         "auto_resume",
         "timeout",
@@ -112,6 +113,19 @@ class RunraSandboxProvider(BaseProvider):
     async def terminate(self, id: str) -> None:
         await self._client.sandboxes.terminate(id)
         self._met.pop(id, None)
+
+    # --- ports -------------------------------------------------------------------------------------------------------
+
+    async def expose_port(self, id: str, port: int) -> PortInfo:
+        exposed = await (await self._at(id)).expose_port(port)
+        return PortInfo(port=exposed.port, url=exposed.url, exposed_at=exposed.exposed_at)
+
+    async def list_ports(self, id: str) -> Ports:
+        found = await (await self._at(id)).get_ports()
+        return [PortInfo(port=one.port, url=one.url, exposed_at=one.exposed_at) for one in found]
+
+    async def close_port(self, id: str, port: int) -> None:
+        await (await self._at(id)).close_port(port)
 
     # --- files: the server does them inside the sandbox, binary safe and of any size --------------------------------
 
