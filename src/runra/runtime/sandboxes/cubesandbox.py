@@ -202,13 +202,13 @@ class CubeSandboxProvider(TimedProvider):
 
     async def terminate(self, id: str) -> None:
         try:
-            await self._told(id)
+            life = await self._found(id)
         except RunraError as error:
             if error.code == "SANDBOX_NOT_FOUND" and isinstance(id, str) and set(id) <= _ID:
                 self._forget(id)
                 return
             raise
-        await self._destroy(id)
+        await self._end(life, "user")
 
     async def _destroy(self, id: str) -> None:
         try:
