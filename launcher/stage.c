@@ -5,7 +5,8 @@
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
  *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are
  *   cgroup FILE              enter the cgroup with this cgroup.procs
- *   netns                    enter the network namespace that is the last attached descriptor
+ *   netns                    enter the network namespace that is the last attached descriptor; with keep, move what is
+ *                            in it to one that the user namespace owns
  *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
@@ -189,6 +190,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     int mount_count = 0, overlay_count = 0;
     int userns = -1;
     bool keep = false;
+    int netns = -1;
     const char *nested = "0";
     for (char **word = words; *word;) {
         if (strcmp(word[0], "ids") == 0 && word[1] && word[2]) {
@@ -207,7 +209,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             write_file(word[1], "0");
             word += 2;
         } else if (strcmp(word[0], "netns") == 0 && fd_count > 3) {
-            if (setns(fds[--fd_count], CLONE_NEWNET) < 0) fail("enter", "network namespace");
+            netns = fds[--fd_count];
             word += 1;
         } else if (strcmp(word[0], "nested") == 0 && word[1]) {
             nested = word[1];
@@ -223,6 +225,10 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             fail("read", word[0]);
         }
     }
+    if (netns >= 0 && keep && userns >= 0)
+        hand_over_network(netns, userns);
+    else if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
+        fail("enter", "network namespace");
     if (mount_count) attach_mounts(mounts, mount_count);
     if (keep) {
         make_point(STAGE "/root", true);
@@ -241,7 +247,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
-    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count);
+    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);
     fail("exec", argv[0]);

@@ -129,15 +129,22 @@ class Gvisor:
             lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))
             upper = f"upperdir={STAGE}/box/upper{number},workdir={STAGE}/box/work{number}"
             words += ["overlay", overlay.target, f"lowerdir={lower},{upper},userxattr"]
-        return await spawn(self._launcher, box, [*words, "--", *self._command(box)])
+        words += ["--", *self._command(box)]
+        if box.netns is None:
+            return await spawn(self._launcher, box, words)
+        return await spawn(self._launcher, box, ["netns", *words], [box.netns])
 
     def _command(self, box: Box) -> list[str]:
         command = [f"{STAGE}/wall/runsc", f"--root={STAGE}/state/run", f"--platform={self._runsc.platform}"]
-        command += ["--ignore-cgroups", "--network=none", "--file-access=exclusive", *self._runsc.flags]
+        network = "none" if box.netns is None else "sandbox"
+        command += ["--ignore-cgroups", f"--network={network}", "--file-access=exclusive", *self._runsc.flags]
         return [*command, "run", "--detach", f"--bundle={STAGE}/box/bundle", f"--pid-file={STAGE}/state/pid", box.id]
 
     def _spec(self, box: Box) -> dict[str, Any]:
         """What is inside, in the words of the OCI runtime specification 1.0."""
+        namespaces: list[dict[str, str]] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+        # The launcher has moved the sandbox's network into the namespace that runsc starts in.
+        namespaces.append({"type": "network"} if box.netns is None else {"type": "network", "path": "/proc/self/ns/net"})
         capabilities = [f"CAP_{capability}" for capability in CAPABILITIES]
         given = {AGENT: "agent"}
         if self._runsc.stat_broken:
@@ -168,7 +175,7 @@ class Gvisor:
                     for where, name in given.items()
                 ),
             ],
-            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+            "linux": {"namespaces": namespaces},
         }
 
 
