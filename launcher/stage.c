@@ -7,6 +7,7 @@
  *   cgroup FILE              enter the cgroup with this cgroup.procs
  *   netns                    enter the network namespace that is the last attached descriptor; with keep, move what is
  *                            in it to one that the user namespace owns
+ *   files N                  how many descriptors a process may have
  *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
@@ -36,6 +37,8 @@
 
 #define MOUNTS_MAX 160 /* an image may have 127 layers */
 #define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
+#define FILES_USUAL 65536 /* descriptors a process has without asking for more */
+#define FILES_MAX (1 << 20)
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
 
 struct mount_request {
@@ -192,6 +195,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     bool keep = false;
     int netns = -1;
     const char *nested = "0";
+    rlim_t files = FILES_MAX;
     for (char **word = words; *word;) {
         if (strcmp(word[0], "ids") == 0 && word[1] && word[2]) {
             base = (unsigned)strtoul(word[1], NULL, 10);
@@ -213,6 +217,9 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             word += 1;
         } else if (strcmp(word[0], "nested") == 0 && word[1]) {
             nested = word[1];
+            word += 2;
+        } else if (strcmp(word[0], "files") == 0 && word[1]) {
+            files = strtoul(word[1], NULL, 10);
             word += 2;
         } else if (strcmp(word[0], "keep") == 0) {
             keep = true;
@@ -237,7 +244,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     lay_out(fds, fd_count, userns);
     error_fd = STDERR_FILENO;
     limit(RLIMIT_CORE, 0, 0);
-    limit(RLIMIT_NOFILE, 65536, 1048576);
+    limit(RLIMIT_NOFILE, files < FILES_USUAL ? files : FILES_USUAL, files);
     limit(RLIMIT_MEMLOCK, MEMLOCK_BYTES, MEMLOCK_BYTES);
     if (chdir("/") < 0) fail("chdir", "/");
     umask(022);

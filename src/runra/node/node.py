@@ -266,6 +266,7 @@ class Node:
             events=self.events,
             enforced=self.enforced,
             can_freeze=self._hierarchies.can_freeze,
+            max_streams=self.settings.max_streams,
             on_change=self._changed,
             on_gone=self._gone,
         )

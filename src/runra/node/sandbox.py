@@ -53,6 +53,7 @@ class Sandbox:
         events: EventLog,
         enforced: dict[str, bool],
         can_freeze: bool,
+        max_streams: int,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
     ) -> None:
@@ -63,6 +64,7 @@ class Sandbox:
         self._events = events
         self._enforced = enforced
         self._can_freeze = can_freeze
+        self._max_streams = max_streams
         self._on_change = on_change
         self._on_gone = on_gone
         self._turn = asyncio.Lock()
@@ -220,6 +222,7 @@ class Sandbox:
         async with self._linking:
             if self._link is None or self._link.closed:
                 self._link = await AgentLink.connect(self.socket_path)
+                self._link.max_streams = self._max_streams
             return self._link
 
     # --- start and adoption ---
