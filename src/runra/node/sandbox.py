@@ -23,6 +23,7 @@ from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
 from runra.node.agent.types import AgentLost
 from runra.node.cgroups import Cgroup
+from runra.node.disk import bytes_below
 from runra.node.freezer import continue_tree, stop_tree
 from runra.node.record import Record, process_start
 
@@ -161,7 +162,7 @@ class Sandbox:
         """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
         async with self._disk_looking:
             if time.monotonic() - self._disk_seen >= _DISK_FRESH:
-                self._disk_bytes = await asyncio.to_thread(_bytes_below, self.folder)
+                self._disk_bytes = await asyncio.to_thread(bytes_below, self.folder)
                 self._disk_seen = time.monotonic()
             return self._disk_bytes
 
@@ -500,14 +501,3 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
-
-
-def _bytes_below(folder: Path) -> int:
-    """What lies in a folder, in bytes on disk. Its owner is hostile: `fwalk` holds every folder open while it looks,
-    so one that is swapped for a link leads nowhere. What vanishes meanwhile counts nothing."""
-    total = 0
-    for _, folders, files, fd in os.fwalk(folder, follow_symlinks=False):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-    return total
