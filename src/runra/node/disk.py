@@ -1,7 +1,8 @@
 """Disk: where sandboxes' folders lie, and the quota each of them has.
 
 With btrfs every sandbox's folder is a subvolume with a limit of its own, made and deleted by ioctl in well under a
-millisecond, and copied (for snapshots and forks) in a few, whatever its size. Where the data folder is on another file system, root keeps one on a loop device over a sparse file.
+millisecond, and copied (for snapshots and forks) in a few, whatever its size. Where the data folder is on another
+file system, root keeps one on a loop device over a sparse file.
 Without either there are plain folders and no quota, and `enforced` says so.
 """
 
@@ -98,9 +99,7 @@ class PlainDisk:
         target.mkdir(mode=0o700)
         layers = sorted(str(layer) for layer in source.glob(LAYERS))
         # -a keeps owners, modes, hard links, extended attributes and whiteouts, and follows no link.
-        await self._launcher.run(
-            "cp", "-a", "--reflink=auto", "--", *layers, str(target), timeout=_COPY_TIMEOUT
-        )
+        await self._launcher.run("cp", "-a", "--reflink=auto", "--", *layers, str(target), timeout=_COPY_TIMEOUT)
 
     async def used(self, folder: Path) -> int:
         return await asyncio.to_thread(bytes_below, folder)

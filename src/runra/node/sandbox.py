@@ -130,6 +130,7 @@ class Sandbox:
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
+            volumes=[volume.shown() for volume in record.volumes],
             created_at=record.created_at,
             started_at=record.started_at,
             paused_at=record.paused_at,
@@ -311,6 +312,21 @@ class Sandbox:
             self._thaw()
             self._run_from_now()
             await self._changed("sandbox.resumed", {"pausedDurationMs": paused})
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing of it moves while this is held, and nobody pauses, resumes or ends it; then it goes on as it was.
+        INVALID_STATE unless it is running or paused."""
+        async with self._turn:
+            if self.record.state != "paused":
+                self._require_running()
+            try:
+                if self.record.state == "running":
+                    await self._freeze()
+                yield
+            finally:
+                if self.record.state == "running":
+                    self._thaw()
 
     async def terminate(self, reason: TerminationReason = "user") -> None:
         """End it: every process is dead when this returns, its files are deleted in the background. Idempotent.
