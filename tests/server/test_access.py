@@ -25,6 +25,9 @@ _BODIES: dict[str, Any] = {
     "move_file": {"from": "a", "to": "b"},
     "create_key": {"name": "k", "profile": "read-only"},
     "create_organization": {"name": "o"},
+    "take_snapshot": {},
+    "fork_sandbox": {},
+    "create_volume": {"name": "v"},
 }
 
 
@@ -40,6 +43,7 @@ async def _walk(
             if not only(path, operation):
                 continue
             real = path.replace("{id}", sandbox_id).replace("{pid}", "1").replace("{key_id}", "key_none")
+            real = real.replace("{snapshot_id}", "snap_none").replace("{volume_id}", "vol_none")
             options: dict[str, Any] = {"params": {"path": "/x"} if "/files" in path and method != "post" else {}}
             if operation["operationId"] in _BODIES:
                 options["json"] = _BODIES[operation["operationId"]]

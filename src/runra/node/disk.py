@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -122,13 +123,15 @@ class BtrfsDisk:
         self._image = image
 
     def make(self, folder: Path, limit_mb: int) -> None:
-        _vol_ioctl(folder.parent, _SUBVOL_CREATE, folder.name)
-        folder.chmod(0o700)
-        _limit(folder, limit_mb << 20)
+        with _room():
+            _vol_ioctl(folder.parent, _SUBVOL_CREATE, folder.name)
+            folder.chmod(0o700)
+            _limit(folder, limit_mb << 20)
 
     async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
         # The ioctl first writes out what the source has in the page cache, then commits a transaction.
-        await to_its_end(_snapshot, source, target)
+        with _room():
+            await to_its_end(_snapshot, source, target)
         if limit_mb is not None:
             # What is shared counts for whoever wrote it (simple quotas) or for both (full ones); the limit is meant
             # for what comes now.
@@ -217,6 +220,19 @@ def _vol_ioctl(parent: Path, request: int, name: str, source: int = 0) -> None:
     with _opened(parent) as fd:
         # A bytearray: what is handed over as bytes may have 1024 at most.
         fcntl.ioctl(fd, request, bytearray(struct.pack("=q4088s", source, os.fsencode(name))))
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunraError(
+            "RESOURCE_EXHAUSTED",
+            "this server's disk for sandboxes is full; delete snapshots or volumes, or terminate sandboxes",
+        ) from error
 
 
 def _snapshot(source: Path, target: Path) -> None:

@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SNAPSHOT_IMAGE, SandboxConfig, TerminationReason
-from runra.errors import RunraError
+from runra.contract import SNAPSHOT_IMAGE, SandboxConfig, SnapshotInfo, TerminationReason
+from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
@@ -202,10 +202,18 @@ class Node:
             raise
         return sandbox
 
-    async def fork(self, source: Sandbox, ids: Sequence[str]) -> list[Sandbox]:
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, name: str | None) -> SnapshotInfo:
+        """Keep a sandbox's files as they are now, under an id and perhaps a name; it goes on as it was.
+
+        Raises INVALID_STATE unless it is running or paused, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        return await self.snapshots.take(self._live(sandbox_id), snapshot_id, name)
+
+    async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
         """Start copies of a sandbox, one for each id: its files at this moment and its configuration, an identity of
         their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
         raised. INVALID_STATE unless the source is running or paused."""
+        source = self._live(sandbox_id)
         async with self.snapshots.seed(source) as root:
 
             @asynccontextmanager
@@ -222,6 +230,12 @@ class Node:
                 outcomes = await asyncio.gather(*made, return_exceptions=True)
                 await asyncio.gather(*(one.terminate("error") for one in outcomes if isinstance(one, Sandbox)))
                 raise
+
+    def _live(self, sandbox_id: str) -> Sandbox:
+        try:
+            return self.sandboxes[sandbox_id]
+        except KeyError:
+            raise not_found(sandbox_id) from None
 
     def _check(self, config: SandboxConfig) -> Isolation:
         egress = config.network.egress if config.network else None

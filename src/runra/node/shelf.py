@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from runra.errors import RunraError
+from runra.errors import RunraError, no_such
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +30,6 @@ class Kept(BaseModel):
 
 
 K = TypeVar("K", bound=Kept)
-
-
-def missing(what: str, reference: str) -> RunraError:
-    """The answer for what does not exist and for what belongs to another tenant alike."""
-    return RunraError(
-        "INVALID_REQUEST",
-        f"no {what} {reference[:80]!r}; list yours with GET /v1/{what}s",
-        details={what: reference[:80]},
-        status=404,
-    )
 
 
 class Shelf(Generic[K]):
@@ -96,13 +86,13 @@ class Shelf(Generic[K]):
         for record in self._kept.values():
             if record.organization_id == organization_id and reference in (record.id, record.name):
                 return record
-        raise missing(self._what, reference)
+        raise no_such(self._what, reference)
 
     def get(self, kept_id: str) -> K:
         try:
             return self._kept[kept_id]
         except KeyError:
-            raise missing(self._what, kept_id) from None
+            raise no_such(self._what, kept_id) from None
 
     def put(self, record: K) -> None:
         """Write a record whose folder is complete; it outlives a power cut."""

@@ -93,10 +93,8 @@ class Snapshots:
         reference = image.removeprefix(SNAPSHOT_IMAGE)
         try:
             record = self._shelf.find(organization_id, reference)
-        except RunraError as error:
-            raise RunraError(
-                "INVALID_REQUEST", error.message, details={"field": "image", "value": image[:80]}
-            ) from None
+        except RunraError as error:  # of a create it is a field that is wrong, not the path
+            raise RunraError("INVALID_REQUEST", error.message, details={"field": "image", "value": image}) from None
         folder = self._shelf.folder(record.id)
         self._held[record.id] += 1
         try:

@@ -105,7 +105,11 @@ class Volumes:
         """
         wanted: list[Mounted] = []
         for asked in config.volumes:
-            record = self._shelf.find(organization_id, asked.name)
+            try:
+                record = self._shelf.find(organization_id, asked.name)
+            except RunraError as error:  # of a create it is a field that is wrong, not the path
+                details = {"field": "volumes", "value": asked.name}
+                raise RunraError("INVALID_REQUEST", error.message, details=details) from None
             if any(record.id == other.id for other in wanted):
                 raise RunraError(
                     "INVALID_REQUEST",

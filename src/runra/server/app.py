@@ -25,6 +25,7 @@ from runra.server.creates import Creates
 from runra.server.edge import Edge
 from runra.server.executions import Executions
 from runra.server.faults import fault
+from runra.server.keeping import Keeping
 from runra.server.measure import Measures
 from runra.server.nodeport import Node, Sandbox
 from runra.server.openapi import document
@@ -100,6 +101,7 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         node = make_node(settings, events)
         executions = Executions(events, measures, settings.collect_bytes)
         creates = Creates(store, node, settings.create_timeout_s)
+        keeping = Keeping(store, node, settings.max_kept)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:
@@ -114,12 +116,13 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         await node.start()
         stack.push_async_callback(executions.close)
         await creates.reconcile()
+        await keeping.reconcile()
         alive = list(node.sandboxes.values())
         awake = [sandbox for sandbox in alive if sandbox.info().state == "running"]
         to_adopt |= {sandbox.id for sandbox in alive} - {sandbox.id for sandbox in awake}
         # Before the first call comes in: a retry must find its command, not start a second reader of it.
         await asyncio.gather(*(executions.adopt(sandbox) for sandbox in awake))
-        services = Services(settings, store, node, events, access, creates, executions, measures)
+        services = Services(settings, store, node, events, access, creates, executions, measures, keeping)
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)
         stack.push_async_callback(access.flush)

@@ -55,6 +55,8 @@ class ServerSettings:
     create_timeout_s: float = 120.0
     #: How long a stopping server waits for calls in flight.
     shutdown_s: float = 10.0
+    #: The most snapshots, and the most volumes, one organization may keep.
+    max_kept: int = 1000
     #: Terminated sandboxes stay listed this long.
     keep_terminated_days: int = 30
     access_log: bool = False

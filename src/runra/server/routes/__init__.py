@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from runra.server.routes import commands, events, files, keys, metrics, processes, sandboxes, terminals
+from runra.server.routes import (
+    commands,
+    events,
+    files,
+    keys,
+    metrics,
+    processes,
+    sandboxes,
+    snapshots,
+    terminals,
+    volumes,
+)
 from runra.server.routing import Routes
 
 #: In the order they are tried: the busiest first.
@@ -17,4 +28,6 @@ ALL: Final[tuple[Routes, ...]] = (
     events.routes,
     metrics.routes,
     keys.routes,
+    snapshots.routes,
+    volumes.routes,
 )
