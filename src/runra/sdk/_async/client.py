@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runra.contract import Health
     from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
     from runra.sdk._async.events import AsyncEventStream
+    from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
     from runra.sdk._async.sandboxes import AsyncSandboxes
 
 
@@ -35,17 +36,30 @@ class AsyncRunra:
         # Here rather than above: these cost more to import than the rest of `import runra`.
         from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
         from runra.sdk._async.api import AsyncApi
+        from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
         from runra.sdk._async.sandboxes import AsyncSandboxes
 
         self._api = AsyncApi(self._settings)
         self._sandboxes = AsyncSandboxes(self._api)
         self._api_keys = AsyncApiKeys(self._api)
         self._organizations = AsyncOrganizations(self._api)
+        self._snapshots = AsyncSnapshots(self._api)
+        self._volumes = AsyncVolumes(self._api)
 
     @property
     def sandboxes(self) -> AsyncSandboxes:
         """Create, find and end sandboxes."""
         return self._sandboxes
+
+    @property
+    def snapshots(self) -> AsyncSnapshots:
+        """List and delete snapshots; `sandbox.snapshot()` takes one."""
+        return self._snapshots
+
+    @property
+    def volumes(self) -> AsyncVolumes:
+        """Create, list and delete volumes."""
+        return self._volumes
 
     @property
     def api_keys(self) -> AsyncApiKeys:
