@@ -18,12 +18,14 @@ from runra.contract import SNAPSHOT_IMAGE, SandboxConfig, SnapshotInfo, Terminat
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
+from runra.node.agent.types import ExecSpec
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
 from runra.node.identity import give_identity
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.isolation import Box, BoxVolume, Isolation, walls
+from runra.node.isolation.staging import AGENT
 from runra.node.launcher import Launcher
 from runra.node.mountpoint import check_mount_point
 from runra.node.record import Record
@@ -40,6 +42,9 @@ _NO_NETWORK: Final = (
     "this server gives sandboxes no network yet: leave network.egress out, or ask for "
     '{"default": "deny"} with nothing allowed'
 )
+
+#: How long a wall that keeps writes to itself may take to write them out, in ms.
+_SYNC_MS: Final = 60_000
 
 
 class Node:
@@ -207,13 +212,16 @@ class Node:
 
         Raises INVALID_STATE unless it is running or paused, RESOURCE_EXHAUSTED when the disk is full.
         """
-        return await self.snapshots.take(self._live(sandbox_id), snapshot_id, name)
+        source = self._live(sandbox_id)
+        await self._write_out(source)
+        return await self.snapshots.take(source, snapshot_id, name)
 
     async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
         """Start copies of a sandbox, one for each id: its files at this moment and its configuration, an identity of
         their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
         raised. INVALID_STATE unless the source is running or paused."""
         source = self._live(sandbox_id)
+        await self._write_out(source)
         async with self.snapshots.seed(source) as root:
 
             @asynccontextmanager
@@ -236,6 +244,25 @@ class Node:
             return self.sandboxes[sandbox_id]
         except KeyError:
             raise not_found(sandbox_id) from None
+
+    async def _write_out(self, sandbox: Sandbox) -> None:
+        """Where the wall keeps writes to itself, have them written before the layers are copied."""
+        if not self._isolations[sandbox.record.isolation].keeps_writes:
+            return
+        if sandbox.record.state == "paused":
+            raise RunraError(
+                "INVALID_STATE",
+                f"sandbox {sandbox.id} is paused behind {sandbox.record.isolation}, which still holds what was written "
+                "last; resume it first",
+                details={"sandboxId": sandbox.id, "state": "paused"},
+            )
+        async with (
+            sandbox.use() as agent,
+            await agent.exec(ExecSpec(argv=(AGENT, "--sync"), timeout_ms=_SYNC_MS)) as sync,
+        ):
+            ended = await sync.wait()
+        if ended.code != 0:
+            raise RunraError("INTERNAL_ERROR", f"sandbox {sandbox.id} could not write its files out: {ended}")
 
     def _check(self, config: SandboxConfig) -> Isolation:
         egress = config.network.egress if config.network else None

@@ -42,6 +42,8 @@ class Isolation(Protocol):
     """One kind of wall."""
 
     name: str
+    #: Whether what was written inside may not have reached the sandbox's layers before a sync(2) inside.
+    keeps_writes: bool
 
     def host_processes(self, inside: int) -> int:
         """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""

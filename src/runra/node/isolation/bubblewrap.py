@@ -47,6 +47,7 @@ class Bubblewrap:
     """Isolation by bubblewrap."""
 
     name = "bubblewrap"
+    keeps_writes = False
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
