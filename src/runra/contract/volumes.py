@@ -30,7 +30,7 @@ def lies_in(path: str, folder: str) -> bool:
 
 
 def _mount_point(value: str) -> str:
-    path = posixpath.normpath(value.replace("//", "/"))
+    path = "/" + posixpath.normpath(value).lstrip("/")
     for taken in _TAKEN:
         if lies_in(path, taken):
             raise ValueError(f"must not lie in {taken}, which is the sandbox's own")

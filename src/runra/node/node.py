@@ -71,6 +71,8 @@ class Node:
         self._host_image: RootFilesystem | None = None
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
+        #: At the start: copies that forks were being made from when the server before this one ended.
+        self._unfinished: set[Path] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
@@ -108,7 +110,7 @@ class Node:
         volumes = Shelf("volume", VolumeRecord, settings.volumes_dir, home / ".volumes", self._throw_away)
         snapshots = Shelf("snapshot", SnapshotRecord, settings.snapshots_dir, home / ".snapshots", self._throw_away)
         volumes.load()
-        snapshots.load()
+        self._unfinished = snapshots.load()
         self.volumes = Volumes(
             volumes, self._disk, lambda: ((one.id, one.record.volumes) for one in self.sandboxes.values())
         )
@@ -147,6 +149,8 @@ class Node:
         try:
             if record.state not in ("running", "paused"):
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
+            if record.root.start_from in self._unfinished:
+                raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
             await sandbox.adopt()
         except (RunraError, OSError) as error:
             self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"

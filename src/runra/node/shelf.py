@@ -46,10 +46,9 @@ class Shelf(Generic[K]):
         self._throw_away = throw_away
         self._kept: dict[str, K] = {}
 
-    def load(self) -> None:
-        """Read what an earlier server kept."""
-        for folder in (self._records, self._home):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def load(self) -> set[Path]:
+        """Read what an earlier server kept. Returns the folders that were not on record, thrown away by now."""
+        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = set()
         for path in self._records.glob("*.json"):
             names.add(path.stem)
@@ -61,9 +60,11 @@ class Shelf(Generic[K]):
             self._kept[record.id] = record
             if not self.folder(record.id).is_dir():
                 log.error("%s %s: its folder is not there", self._what, record.id)
-        for folder in self._home.iterdir():
-            if folder.name not in names:
-                self._throw_away(folder)
+        there = self._home.iterdir() if self._home.exists() else ()
+        rubbish = {folder for folder in there if folder.name not in names}
+        for folder in rubbish:
+            self._throw_away(folder)
+        return rubbish
 
     def folder(self, kept_id: str) -> Path:
         return self._home / kept_id
@@ -73,6 +74,7 @@ class Shelf(Generic[K]):
         folder = self.folder(kept_id)
         if kept_id in self._kept or folder.exists():
             raise RunraError("INVALID_STATE", f"{self._what} {kept_id} is there already")
+        self._home.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def __iter__(self) -> Iterator[K]:

@@ -81,9 +81,10 @@ class Snapshots:
     async def seed(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
         passing = new_id("snap")
+        folder = self._shelf.place(passing)
         try:
-            size = await self.copy(sandbox, self._shelf.folder(passing))
-            yield replace(sandbox.record.root, start_from=self._shelf.folder(passing), start_bytes=size)
+            size = await self.copy(sandbox, folder)
+            yield replace(sandbox.record.root, start_from=folder, start_bytes=size)
         finally:
             self._shelf.throw_away(passing)
 
