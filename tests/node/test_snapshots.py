@@ -18,8 +18,8 @@ from tests.hosting import NOTHING, Host, both_walls, need_wall, start_host, stop
 
 #: Files of every kind, changes to those of the image, and what hides some of them.
 CHANGES = """
-    cd /workspace; echo one > file; ln file hard; ln -s file soft; mkdir -m 1770 sticky; chown 1000:100 sticky
-    touch -d 2001-02-03 file; chmod 4755 hard; truncate -s 5M sparse; printf 'a\\nb' > "odd
+    cd /workspace; echo one > file; chmod 4755 file; touch -d 2001-02-03 file; ln file hard; ln -s file soft; mkdir -m 1770 sticky; chown 1000:100 sticky
+    truncate -s 5M sparse; printf 'a\\nb' > "odd
 name"; rm -rf /var/cache; rm /usr/bin/env; rm -rf /home/user; mkdir /home/user; echo new > /home/user/only
     echo changed > /etc/timezone; mv /etc/skel /etc/moved
 """

@@ -130,7 +130,8 @@ class Keeping:
         return made
 
     async def _find(self, kind: Kind, key: Key, reference: str) -> dict[str, object]:
-        found = await find(self._store, kind, key.organization_id, reference)
+        known = len(reference) <= 64 and reference.isprintable()
+        found = await find(self._store, kind, key.organization_id, reference) if known else None
         if found is None:
             raise no_such(kind, reference)
         return found

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, insert, select, updat
 from sqlalchemy.exc import IntegrityError
 
 from runra.server.store.database import Store
-from runra.server.store.tables import snapshots, volumes
+from runra.server.store.tables import organizations, snapshots, volumes
 
 TABLES: Final = {"snapshot": snapshots, "volume": volumes}
 Kind = Literal["snapshot", "volume"]
@@ -33,6 +33,9 @@ async def begin(
     table = TABLES[kind]
     try:
         async with store.write(durable=True) as connection:
+            # Where transactions run side by side, those of one organization stand in line here.
+            mine = organizations.c.id == organization_id
+            await connection.execute(select(organizations.c.id).where(mine).with_for_update())
             held = await connection.scalar(
                 select(func.count()).select_from(table).where(table.c.organization_id == organization_id)
             )
