@@ -60,7 +60,6 @@ async def test_migrations_make_the_tables_of_the_models(store: Store) -> None:
     await store.open()  # nothing to do, and no harm
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 async def test_what_is_kept_has_one_name_and_a_bound(store: Store) -> None:
     await add_organization(store, OrganizationInfo(id="org_2", name="o", created_at="2026"))
     await kept.begin(store, "volume", "vol_1", "org_1", "data", "2026-1", 4)
@@ -87,6 +86,7 @@ async def test_what_is_kept_has_one_name_and_a_bound(store: Store) -> None:
     await kept.begin(store, "volume", "vol_3", "org_1", "data", "2026-3", 4)
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 async def test_sqlite_is_set_up_and_private(store: Store, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x.db").stat().st_mode) == 0o600
     for pragma, value in (("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 10_000), ("synchronous", 1)):
