@@ -243,7 +243,7 @@ async def test_burst(host: Host) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"image": "nothing"},
+        {"image": "No/Name:At:All"},
         {"network": {"egress": {"default": "allow"}}},
         {"network": {"egress": {"allow": ["example.com"]}}},
         {"isolation": "magic"},

@@ -43,7 +43,19 @@ from runra.contract.base import (
 )
 from runra.contract.exec import ExecRequest, ExecutionResult, ProcessInfo, ProcessStarted, SignalRequest
 from runra.contract.files import FileEntry, FileType, MkdirRequest, MoveRequest, WatchEvent
+from runra.contract.images import (
+    Credentials,
+    ImageCommit,
+    ImageInfo,
+    ImagePrune,
+    ImagePull,
+    ImagePulling,
+    ImagesPruned,
+    Reference,
+    same_image,
+)
 from runra.contract.network import Egress, Ingress, Network
+from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
     SandboxConfig,
@@ -68,6 +80,7 @@ __all__ = [
     "DISK_MB",
     "EXEC_TIMEOUT_MS",
     "IDLE_TIMEOUT_MS",
+    "LINK_MS",
     "MAX_BODY_BYTES",
     "MAX_COMMAND_BYTES",
     "MAX_FORKS",
@@ -78,6 +91,7 @@ __all__ = [
     "TIMEOUT_MS",
     "VOLUME_MB",
     "AbsolutePath",
+    "Credentials",
     "Egress",
     "Env",
     "ExecRequest",
@@ -86,7 +100,13 @@ __all__ = [
     "FileType",
     "ForkRequest",
     "Health",
+    "ImageCommit",
+    "ImageInfo",
     "ImageName",
+    "ImagePrune",
+    "ImagePull",
+    "ImagePulling",
+    "ImagesPruned",
     "Ingress",
     "Kept",
     "KeyCreate",
@@ -103,10 +123,14 @@ __all__ = [
     "Page",
     "Pagination",
     "PathText",
+    "Port",
+    "PortExposed",
+    "PortRequest",
     "ProcessInfo",
     "ProcessStarted",
     "Profile",
     "Range",
+    "Reference",
     "Request",
     "Resources",
     "SandboxConfig",
@@ -115,6 +139,8 @@ __all__ = [
     "SandboxState",
     "Scope",
     "SignalRequest",
+    "SignedUrl",
+    "SignedUrlRequest",
     "SnapshotCreate",
     "SnapshotInfo",
     "TerminationReason",
@@ -125,4 +151,5 @@ __all__ = [
     "VolumeMount",
     "WatchEvent",
     "Wire",
+    "same_image",
 ]

@@ -9,12 +9,12 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SNAPSHOT_IMAGE, SandboxConfig, SnapshotInfo, TerminationReason
+from runra.contract import SNAPSHOT_IMAGE, ImageInfo, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
@@ -24,6 +24,7 @@ from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
 from runra.node.identity import give_identity
 from runra.node.images import Resolver, RootFilesystem, host
+from runra.node.images.store import Images
 from runra.node.isolation import Box, BoxVolume, Isolation, walls
 from runra.node.isolation.staging import AGENT
 from runra.node.launcher import Launcher
@@ -69,6 +70,7 @@ class Node:
         #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
         self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
+        self.images = Images(settings, self._launcher, events, self._ids)
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
         #: At the start: copies that forks were being made from when the server before this one ended.
@@ -95,6 +97,8 @@ class Node:
         self._tell_unheld()
         self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
+        await self.images.start(self._hierarchies)
+        self.images.layers.users.append(self._layers_in_use)
         known = {path.stem for path in self.settings.records_dir.iterdir()}
         known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder.name[0] != "."}
         await asyncio.gather(*(self._adopt(name) for name in known))
@@ -103,6 +107,7 @@ class Node:
             stale.thaw()
             stale.kill()
             await self._quietly(stale.remove())
+        self.images.collect()
 
     def _keep(self) -> None:
         """Take up what outlives sandboxes: volumes and snapshots."""
@@ -125,6 +130,7 @@ class Node:
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
+        await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
         if not self.sandboxes:
@@ -272,8 +278,6 @@ class Node:
         egress = config.network.egress if config.network else None
         if egress is not None and (egress.allow or egress.default == "allow"):
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
-        if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
         return walls.choose(self._isolations, config.isolation)
 
@@ -282,7 +286,12 @@ class Node:
         """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
-        resolve = resolve or self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or _no_image
+        resolve = (
+            resolve
+            or self.resolvers.get(name)
+            or self.resolvers.get(name.partition(":")[0] + ":")
+            or self.images.root
+        )
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(None) as self._resolving[sandbox.id]:
@@ -299,6 +308,24 @@ class Node:
     async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
         assert self._host_image is not None
         yield self._host_image
+
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
+        """Make an image of a sandbox's files as they are now. It stands still meanwhile.
+
+        Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        sandbox = self._live(sandbox_id)
+        await self._write_out(sandbox)
+        async with sandbox.still():
+            return await self.images.commit(
+                sandbox.record.root,
+                sandbox.folder / "upper0",
+                name,
+                sandbox.config.image,
+                sandbox.organization_id,
+                shared=shared,
+                step=step,
+            )
 
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
@@ -353,6 +380,23 @@ class Node:
                 return first
         raise RunraError("RESOURCE_EXHAUSTED", "no free range of user ids; terminate some sandboxes")
 
+    @contextlib.contextmanager
+    def _ids(self) -> Iterator[int | None]:
+        """A range of ids for work behind a wall of its own; None where there is only our own."""
+        if not self._root:
+            yield None
+            return
+        first = self._take_ids()
+        try:
+            yield first
+        finally:
+            self._taken.discard(first)
+
+    def _layers_in_use(self) -> Iterator[Path]:
+        for sandbox in self.sandboxes.values():
+            yield from sandbox.record.root.layers
+        yield from self.snapshots.layers
+
     async def _changed(self, sandbox: Sandbox) -> None:
         if self.on_change is not None:
             await self.on_change(sandbox)
@@ -366,6 +410,7 @@ class Node:
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
+        self.images.released()
         if (waiting := self._resolving.get(sandbox.id)) is not None:
             waiting.reschedule(0)
         if sandbox.record.first_id is not None:
@@ -408,16 +453,6 @@ class Node:
             await work
         except (RunraError, OSError, TimeoutError, asyncio.CancelledError) as error:
             log.warning("left for the next start: %s", error)
-
-
-@asynccontextmanager
-async def _no_image(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
-    raise RunraError(
-        "INVALID_REQUEST",
-        f"no image {name!r} on this server; 'host' is there",
-        details={"field": "image", "value": name},
-    )
-    yield  # the type of a generator; never reached
 
 
 def _listen(path: Path) -> socket.socket:

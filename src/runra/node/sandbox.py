@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
@@ -126,7 +126,7 @@ class Sandbox:
             idle_timeout_ms=config.idle_timeout_ms,
             metadata=config.metadata,
             # No sandbox has a network yet; what is shown is what holds.
-            network={"egress": {"allow": [], "default": "deny"}},
+            network={"egress": {"allow": [], "default": "deny"}, **_ingress(config)},
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
@@ -313,21 +313,6 @@ class Sandbox:
             self._run_from_now()
             await self._changed("sandbox.resumed", {"pausedDurationMs": paused})
 
-    @asynccontextmanager
-    async def still(self) -> AsyncIterator[None]:
-        """Nothing of it moves while this is held, and nobody pauses, resumes or ends it; then it goes on as it was.
-        INVALID_STATE unless it is running or paused."""
-        async with self._turn:
-            if self.record.state != "paused":
-                self._require_running()
-            try:
-                if self.record.state == "running":
-                    await self._freeze()
-                yield
-            finally:
-                if self.record.state == "running":
-                    self._thaw()
-
     async def terminate(self, reason: TerminationReason = "user") -> None:
         """End it: every process is dead when this returns, its files are deleted in the background. Idempotent.
 
@@ -379,6 +364,23 @@ class Sandbox:
     async def abandon(self, reason: TerminationReason) -> None:
         """End what never ran or cannot be adopted, with its event and its reason."""
         await self._own(self._terminate(reason))
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing in it moves while this is entered, and no transition begins; a running one runs on afterwards.
+
+        Raises INVALID_STATE unless it is running or paused."""
+        async with self._turn:
+            if self.record.state not in ("running", "paused"):
+                self._require_running()
+            running = self.record.state == "running"
+            if running:
+                await self._freeze()
+            try:
+                yield
+            finally:
+                if running:
+                    self._thaw()
 
     # --- the parts of a transition ---
 
@@ -517,3 +519,9 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
+
+
+def _ingress(config: SandboxConfig) -> dict[str, Any]:
+    """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
+    ingress = config.network.ingress if config.network else None
+    return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runra.contract import Health
     from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
     from runra.sdk._async.events import AsyncEventStream
+    from runra.sdk._async.images import AsyncImages
     from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
     from runra.sdk._async.sandboxes import AsyncSandboxes
 
@@ -36,15 +37,12 @@ class AsyncRunra:
         # Here rather than above: these cost more to import than the rest of `import runra`.
         from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
         from runra.sdk._async.api import AsyncApi
-        from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
         from runra.sdk._async.sandboxes import AsyncSandboxes
 
         self._api = AsyncApi(self._settings)
         self._sandboxes = AsyncSandboxes(self._api)
         self._api_keys = AsyncApiKeys(self._api)
         self._organizations = AsyncOrganizations(self._api)
-        self._snapshots = AsyncSnapshots(self._api)
-        self._volumes = AsyncVolumes(self._api)
 
     @property
     def sandboxes(self) -> AsyncSandboxes:
@@ -54,12 +52,24 @@ class AsyncRunra:
     @property
     def snapshots(self) -> AsyncSnapshots:
         """List and delete snapshots; `sandbox.snapshot()` takes one."""
-        return self._snapshots
+        from runra.sdk._async.kept import AsyncSnapshots
+
+        return AsyncSnapshots(self._api)
 
     @property
     def volumes(self) -> AsyncVolumes:
         """Create, list and delete volumes."""
-        return self._volumes
+        from runra.sdk._async.kept import AsyncVolumes
+
+        return AsyncVolumes(self._api)
+
+    @property
+    def images(self) -> AsyncImages:
+        """Pull, import, build, list and delete images (changing them: scope `admin:*`)."""
+        # Made when asked for: few clients do, and `import runra` need not pay for it.
+        from runra.sdk._async.images import AsyncImages
+
+        return AsyncImages(self._api)
 
     @property
     def api_keys(self) -> AsyncApiKeys:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runra.contract import Health
     from runra.sdk._sync.admin import ApiKeys, Organizations
     from runra.sdk._sync.events import EventStream
+    from runra.sdk._sync.images import Images
     from runra.sdk._sync.kept import Snapshots, Volumes
     from runra.sdk._sync.sandboxes import Sandboxes
 
@@ -38,15 +39,12 @@ class Runra:
         # Here rather than above: these cost more to import than the rest of `import runra`.
         from runra.sdk._sync.admin import ApiKeys, Organizations
         from runra.sdk._sync.api import Api
-        from runra.sdk._sync.kept import Snapshots, Volumes
         from runra.sdk._sync.sandboxes import Sandboxes
 
         self._api = Api(self._settings)
         self._sandboxes = Sandboxes(self._api)
         self._api_keys = ApiKeys(self._api)
         self._organizations = Organizations(self._api)
-        self._snapshots = Snapshots(self._api)
-        self._volumes = Volumes(self._api)
 
     @property
     def sandboxes(self) -> Sandboxes:
@@ -56,12 +54,24 @@ class Runra:
     @property
     def snapshots(self) -> Snapshots:
         """List and delete snapshots; `sandbox.snapshot()` takes one."""
-        return self._snapshots
+        from runra.sdk._sync.kept import Snapshots
+
+        return Snapshots(self._api)
 
     @property
     def volumes(self) -> Volumes:
         """Create, list and delete volumes."""
-        return self._volumes
+        from runra.sdk._sync.kept import Volumes
+
+        return Volumes(self._api)
+
+    @property
+    def images(self) -> Images:
+        """Pull, import, build, list and delete images (changing them: scope `admin:*`)."""
+        # Made when asked for: few clients do, and `import runra` need not pay for it.
+        from runra.sdk._sync.images import Images
+
+        return Images(self._api)
 
     @property
     def api_keys(self) -> ApiKeys:

@@ -1,6 +1,6 @@
 """Snapshots and volumes.
 
-Revision: 0002_kept, after 0001.
+Revision: 0003_kept, after 0002_ports.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_kept"
-down_revision = "0001"
+revision = "0003_kept"
+down_revision = "0002_ports"
 branch_labels = None
 depends_on = None
 
