@@ -42,7 +42,7 @@ from runra.contract.base import (
 )
 from runra.contract.exec import ExecRequest, ExecutionResult, ProcessInfo, ProcessStarted, SignalRequest
 from runra.contract.files import FileEntry, FileType, MkdirRequest, MoveRequest, WatchEvent
-from runra.contract.network import Egress, Ingress, Network
+from runra.contract.network import REVEAL, Egress, Ingress, Network, NetworkSecret
 from runra.contract.sandboxes import (
     Resources,
     SandboxConfig,
@@ -62,6 +62,7 @@ __all__ = [
     "MAX_COMMAND_BYTES",
     "MEMORY_MB",
     "PORT",
+    "REVEAL",
     "TIMEOUT_MS",
     "AbsolutePath",
     "Egress",
@@ -82,6 +83,7 @@ __all__ = [
     "MoveRequest",
     "Name",
     "Network",
+    "NetworkSecret",
     "OrganizationCreate",
     "OrganizationInfo",
     "Page",

@@ -9,11 +9,11 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxConfig, TerminationReason
+from runra.contract import Network, SandboxConfig, TerminationReason
 from runra.errors import RunraError
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
@@ -23,17 +23,15 @@ from runra.node.images import RootFilesystem, host
 from runra.node.isolation import Box, Isolation
 from runra.node.isolation.bubblewrap import Bubblewrap
 from runra.node.launcher import Launcher
+from runra.node.network import host as network
+from runra.node.network.policy import NOTHING, policy_of
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 
 log = logging.getLogger(__name__)
 
-#: Where the network of every sandbox stands today: a namespace of its own with nothing but its loopback.
-_NO_NETWORK: Final = (
-    "this server gives sandboxes no network yet: leave network.egress out, or ask for "
-    '{"default": "deny"} with nothing allowed'
-)
+_NO_PORTS: Final = "this server exposes no ports yet: leave network.ingress out"
 
 
 class Node:
@@ -56,12 +54,15 @@ class Node:
         self._taken: set[int] = set()
         self._starts = asyncio.Semaphore(settings.concurrent_starts)
         self._host_image: RootFilesystem | None = None
+        self._network: network.HostNetwork | None = None
+        self._no_network = "this server was told to give sandboxes none"
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
     def enforced(self) -> dict[str, bool]:
         """Of each limit, whether this machine holds it."""
-        return {**self._hierarchies.enforced, "disk": self._disk.enforced}
+        # What cannot be enforced of a network policy is refused.
+        return {**self._hierarchies.enforced, "disk": self._disk.enforced, "network": True}
 
     # --- start and stop ---
 
@@ -76,9 +77,12 @@ class Node:
         wall = Bubblewrap(self._launcher)
         self._isolations = {wall.name: wall}
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
+        await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
         known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
         await asyncio.gather(*(self._adopt(name) for name in known))
+        if self._network is not None:
+            await self._network.begin()
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
@@ -91,10 +95,29 @@ class Node:
         """Let go of everything; finishes the cleaning under way, within a minute."""
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
+        if self._network is not None:
+            await self._network.close(forget=not self.sandboxes)
         if not self.sandboxes:
             cgroups.remove_roots(self._hierarchies)
             await self._quietly(self._disk.close())
         await self._launcher.close()
+
+    async def _open_network(self) -> None:
+        """Give sandboxes a network where this machine lets us; otherwise they have none, and doctor says why."""
+        wanted = self.settings.network
+        if wanted.mode == "none":
+            return
+        reason = await asyncio.to_thread(network.obstacle)
+        if reason is not None:
+            self._no_network = reason
+            log.warning("sandboxes get no network: %s", reason)
+            return
+        where = self.settings
+        self._network = network.HostNetwork(wanted, where.data_dir, where.instance, self._publish_egress)
+        await self._network.open()
+
+    def _publish_egress(self, sandbox_id: str, organization_id: str, data: dict[str, Any]) -> None:
+        self.events.publish("network.egress", sandbox_id, data, organization_id=organization_id)
 
     async def settled(self, timeout: float = 60.0) -> None:
         """Wait until what terminated sandboxes left is cleaned away."""
@@ -113,7 +136,14 @@ class Node:
         try:
             if record.state not in ("running", "paused"):
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
+            if record.network_index is not None and self._network is None:
+                raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
             await sandbox.adopt()
+            if record.network_index is not None and self._network is not None:
+                adopted = self._network.adopt(
+                    record.id, record.organization_id, record.network_index, record.config.network
+                )
+                sandbox.connect(self._network, adopted)
         except (RunraError, OSError) as error:
             self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"
             log.warning("sandbox %s cannot be adopted: %s", record.id, error)
@@ -171,11 +201,9 @@ class Node:
                 f"no image {config.image!r} on this server; 'host' is there",
                 details={"field": "image", "value": config.image},
             )
-        egress = config.network.egress if config.network else None
-        if egress is not None and (egress.allow or egress.default == "allow"):
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
+        self._check_egress(config.network)
         if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
+            raise RunraError("INVALID_CONFIG", _NO_PORTS, details={"field": "network.ingress"})
         isolation = self._isolations.get(config.isolation or self.settings.isolation)
         if isolation is None:
             raise RunraError(
@@ -185,6 +213,37 @@ class Node:
             )
         return isolation
 
+    def _check_egress(self, asked: Network | None) -> None:
+        if self._network is not None:
+            self._network.policy_of(asked)
+        elif asked is not None and (asked.secrets or (asked.egress and policy_of(asked.egress) != NOTHING)):
+            raise RunraError(
+                "INVALID_CONFIG",
+                f"this server gives sandboxes no network ({self._no_network}): leave network.egress out, or ask for "
+                '{"default": "deny"} with nothing allowed',
+                details={"field": "network.egress"},
+            )
+
+    @contextlib.asynccontextmanager
+    async def _placed(self, sandbox: Sandbox) -> AsyncIterator[network.Place | None]:
+        """The network a sandbox starts in, its policy in force already; None where there is none."""
+        if self._network is None:
+            yield None
+            return
+        record = sandbox.record
+        place = await self._network.take()
+        try:
+            try:
+                guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
+            except BaseException:
+                self._network.discard(place)
+                raise
+            record.network_index = place.index
+            sandbox.connect(self._network, guest)
+            yield place
+        finally:
+            os.close(place.netns)
+
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
         assert self._host_image is not None
@@ -192,19 +251,21 @@ class Node:
         self._disk.make(folder, limits.disk_mb)
         record.save(sandbox.record_path)
         sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
-        with _listen(sandbox.socket_path) as listen:
-            box = Box(
-                id=record.id,
-                folder=folder,
-                root=self._host_image,
-                cgroup=sandbox.cgroup,
-                listen=listen,
-                memory_mb=limits.memory_mb,
-                first_id=record.first_id,
-            )
-            isolation.prepare(box)
-            _seed(folder / "upper0", record.id)
-            pid = await isolation.start(box)
+        async with self._placed(sandbox) as place:
+            with _listen(sandbox.socket_path) as listen:
+                box = Box(
+                    id=record.id,
+                    folder=folder,
+                    root=self._host_image,
+                    cgroup=sandbox.cgroup,
+                    listen=listen,
+                    memory_mb=limits.memory_mb,
+                    first_id=record.first_id,
+                    netns=place.netns if place else None,
+                )
+                isolation.prepare(box)
+                _seed(folder / "upper0", record.id, place.gateway if place else None)
+                pid = await isolation.start(box)
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
@@ -248,6 +309,8 @@ class Node:
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))
+        if self._network is not None and sandbox.guest is not None:
+            self._clean(self._quietly(self._network.release(sandbox.guest)))
 
     async def _discard(self, name: str, cgroup: Cgroup) -> None:
         cgroup.thaw()
@@ -293,7 +356,7 @@ def _listen(path: Path) -> socket.socket:
     return listening
 
 
-def _seed(upper: Path, sandbox_id: str) -> None:
+def _seed(upper: Path, sandbox_id: str, name_server: str | None) -> None:
     """Give a sandbox its own identity, in its own layer: nothing of the host's, nothing of a neighbour's."""
     name = sandbox_id.removeprefix("sb_")
     etc = upper / "etc"
@@ -304,6 +367,8 @@ def _seed(upper: Path, sandbox_id: str) -> None:
         "hosts": f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost\n",
         "machine-id": f"{secrets.token_hex(16)}\n",
     }
+    if name_server is not None:
+        files["resolv.conf"] = f"nameserver {name_server}\n"
     for file, text in files.items():
         (etc / file).write_text(text)
         (etc / file).chmod(0o644)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+
+from runra.node.network.settings import NetworkSettings
 
 #: Ids each sandbox owns outside: its root is the first, nobody's otherwise. One range per sandbox, so that two
 #: sandboxes never share a uid, a keyring or a per-uid limit.
@@ -34,6 +36,7 @@ class NodeSettings:
     disk: DiskMode = "auto"
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
+    network: NetworkSettings = field(default_factory=NetworkSettings)
 
     @property
     def sandboxes_dir(self) -> Path:
