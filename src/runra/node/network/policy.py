@@ -96,6 +96,10 @@ class Policy:
             return True
         return any(r.network is not None and address in r.network and r.takes_port(port) for r in self.rules)
 
+    def names_some(self, port: int) -> bool:
+        """Whether any name may be reached at this port."""
+        return port != SMTP and any(rule.network is None and rule.takes_port(port) for rule in self.rules)
+
     def names_exactly(self, name: str, port: int) -> bool:
         """Whether a rule gives this very name, not only a wildcard above it."""
         return port != SMTP and any(r.name == name and not r.below and r.takes_port(port) for r in self.rules)

@@ -65,6 +65,10 @@ class Proxy:
     # --- the client's own word ---
 
     async def _by_name(self, guest: Guest, link: socket.socket, address: IPv4Address, port: int) -> None:
+        if not guest.policy.names_some(port):
+            guest.refused("", address, port, "neither the address nor any name is allowed at this port")
+            sockets.abort(link)
+            return
         try:
             async with asyncio.timeout(_FIRST_BYTES):
                 first, kind, name = await _first_bytes(link)

@@ -11,7 +11,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, cast
 
 import dns.exception
 import dns.flags
@@ -161,8 +161,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
         guest = self._who(source[0])

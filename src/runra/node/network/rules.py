@@ -133,6 +133,10 @@ class Table:
         ip daddr {self.gateway} accept
         ip saddr @listed tcp dport != {SMTP} dnat ip to {self._at(ports.proxy)}
     }}
+    chain turn_back {{
+        type filter hook prerouting priority -90; policy accept;
+        {ours} ip daddr != {self.gateway} ip saddr != @open goto refuse
+    }}
     chain inward {{
         type filter hook input priority filter; policy accept;
         {ours} goto in_guest
@@ -187,7 +191,7 @@ class Table:
         if self.bandwidth_mbit is None:
             return ""
         rate = self.bandwidth_mbit * 125
-        # A burst of a quarter of a second: TCP finds its speed, and a queue of ours need not exist.
+        # The kernel lets one second's worth through at once, and this burst on top: no queue of ours need exist.
         return f"update @{name} {{ {of} limit rate over {rate} kbytes/second burst {max(64, rate // 4)} kbytes }} drop"
 
 
