@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.native
-C_FILES := $(wildcard guest/*.c guest/*.h launcher/*.c launcher/*.h)
+C_FILES := $(wildcard guest/*.c guest/*.h guest/preload/*.c launcher/*.c launcher/*.h)
 
 # The first Python on the PATH that is new enough; PYTHON=… overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -32,6 +32,7 @@ static struct {
 } c = {.watch = {.fd = -1}};
 
 static struct watch listener;
+static bool handed; /* connections are not accepted but received */
 
 bool conn_open(void) { return c.watch.fd >= 0; }
 
@@ -238,9 +239,25 @@ static void listen_again(struct timer *t) {
     watch_set(&listener, EPOLLIN);
 }
 
+/* The next connection that was handed to us. Who hands them is the host's: when it is gone nobody can come any more. */
+static int receive(int from) {
+    char byte, control[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {.iov_base = &byte, .iov_len = 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t got = recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0) return -1;
+    if (got == 0) exit(0);
+    struct cmsghdr *item = CMSG_FIRSTHDR(&message);
+    errno = EMFILE; /* what is lost on the way is lost for want of a descriptor */
+    if (!item || item->cmsg_type != SCM_RIGHTS || item->cmsg_len != CMSG_LEN(sizeof(int))) return -1;
+    int fd;
+    memcpy(&fd, CMSG_DATA(item), sizeof fd);
+    return fd;
+}
+
 static void on_connect(struct watch *w, uint32_t events) {
     (void)events;
-    int fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = handed ? receive(w->fd) : accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
     drop();
     if (fd < 0) { /* no descriptor left, say: the old connection has just freed one. Not at once, lest this spins */
@@ -251,4 +268,7 @@ static void on_connect(struct watch *w, uint32_t events) {
     if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
 }
 
-int conn_listen(int fd) { return watch_open(&listener, fd, EPOLLIN, on_connect); }
+int conn_listen(int fd, bool hands) {
+    handed = hands;
+    return watch_open(&listener, fd, EPOLLIN, on_connect);
+}

@@ -7,10 +7,12 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from runra.errors import RunraError
 
 EventType = Literal[
     "sandbox.created",
@@ -65,6 +67,39 @@ class Event(BaseModel):
     trace_id: str = ""
     data: dict[str, Any] = Field(default_factory=dict)
     organization_id: str = Field(default="", exclude=True)
+
+
+class EventIds:
+    """Ids that sort in order of publication, also across a restart: milliseconds, then a counter. `source` keeps the
+    ids of several publishers apart, such as a runtime's from a server's."""
+
+    def __init__(self, source: str = "") -> None:
+        self._prefix = f"evt_{source}{int(datetime.now(UTC).timestamp() * 1000):012x}"
+        self._counter = itertools.count()
+
+    def next(self) -> str:
+        return f"{self._prefix}{next(self._counter):010x}"
+
+
+def matches(pattern: str, type: str) -> bool:
+    """Whether a type is meant by a pattern: a type itself, `sandbox.*` for all of a topic, or `*` for all there are."""
+    if pattern.endswith("*"):
+        return type.startswith(pattern[:-1])
+    return type == pattern
+
+
+def check_pattern(pattern: str) -> str:
+    """The pattern. Raises INVALID_REQUEST for one that can never match: a misspelt type would be silence for ever."""
+    known = get_args(EventType)
+    topics = {name.partition(".")[0] for name in known}
+    if pattern == "*" or pattern in known or (pattern.endswith(".*") and pattern[:-2] in topics):
+        return pattern
+    raise RunraError(
+        "INVALID_REQUEST",
+        f"event: {pattern!r} is none; give a type such as 'exec.completed', a topic such as 'sandbox.*', or '*'. "
+        f"Topics: {', '.join(sorted(topics))}",
+        details={"field": "event", "value": pattern},
+    )
 
 
 class Subscription:
@@ -127,9 +162,7 @@ class EventLog:
     def __init__(self, kept: int = KEPT) -> None:
         self._events: deque[Event] = deque(maxlen=kept)
         self._subscriptions: set[Subscription] = set()
-        # Ids sort in order of publication, also across a restart of the server: milliseconds, then a counter.
-        self._epoch = int(datetime.now(UTC).timestamp() * 1000)
-        self._counter = itertools.count()
+        self._ids = EventIds()
 
     def publish(
         self,
@@ -142,7 +175,7 @@ class EventLog:
         trace_id: str = "",
     ) -> Event:
         event = Event(
-            id=f"evt_{self._epoch:012x}{next(self._counter):010x}",
+            id=self._ids.next(),
             timestamp=now_iso(),
             type=type,
             sandbox_id=sandbox_id,

@@ -51,13 +51,13 @@ def tls(address, sni, host=None, port=443, path="/", verify=True):
     if not verify:
         context.verify_mode = ssl.CERT_NONE
     try:
-        with socket.create_connection((address, port), timeout=T) as link:
-            with context.wrap_socket(link, server_hostname=sni) as secure:
-                secure.sendall(f"GET {path} HTTP/1.1\r\nHost: {host or sni}\r\nConnection: close\r\n\r\n".encode())
-                data = b""
-                while more := secure.recv(65536):
-                    data += more
-                return {"ok": True, "data": data.decode("latin-1")[:2000]}
+        plain = socket.create_connection((address, port), timeout=T)
+        with plain, context.wrap_socket(plain, server_hostname=sni) as secure:
+            secure.sendall(f"GET {path} HTTP/1.1\r\nHost: {host or sni}\r\nConnection: close\r\n\r\n".encode())
+            data = b""
+            while more := secure.recv(65536):
+                data += more
+            return {"ok": True, "data": data.decode("latin-1")[:2000]}
     except OSError as error:
         return {"ok": False, "error": f"{type(error).__name__}: {error}"}
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from tests.hosting import until
@@ -43,7 +42,7 @@ TRICKS: dict[str, str] = {
     "an address, its own name": f'tls("{EVIL}", "evil.example", verify=False)',
     "an address, no name": f'tls("{EVIL}", None, host="good.example", verify=False)',
     "the wildcard's own root": f'tls("{GOOD}", "wild.example", verify=False)',
-    "a wildcard on another port": 'http("{}", "GET / HTTP/1.1\\r\\nHost: api.wild.example\\r\\n\\r\\n")'.format(GOOD),
+    "a wildcard on another port": f'http("{GOOD}", "GET / HTTP/1.1\\r\\nHost: api.wild.example\\r\\n\\r\\n")',
     "a suffix that is no label": f'tls("{EVIL}", "evilgood.example", verify=False)',
     "HTTP to another host": f'http("{EVIL}", "GET / HTTP/1.1\\r\\nHost: evil.example\\r\\n\\r\\n")',
     "HTTP without a host": f'http("{EVIL}", "GET / HTTP/1.0\\r\\n\\r\\n")',

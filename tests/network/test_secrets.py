@@ -71,11 +71,11 @@ async def test_it_leaves_to_that_host_only(net: Net) -> None:
     text = await _curl(
         net,
         sandbox,
-        f"""
+        """
 import http.client
 def ask(alias, path="/", host=None, method="GET"):
     link = http.client.HTTPConnection(alias + ".gateway.runra.internal", timeout=5)
-    link.request(method, path, headers={{"Host": host}} if host else {{}})
+    link.request(method, path, headers={"Host": host} if host else {})
     answer = link.getresponse()
     return [answer.status, answer.getheader("Location"), answer.read().decode()[:200]]
 print(json.dumps([ask("model", "/redirect"), ask("other"), ask("inner"), ask("model", host="evil.example"),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from runra.contract import ExecutionResult
+from runra.events import EventLog
 from runra.node.agent.types import Exit, Output
+from runra.server.executions import Executions
 from runra.server.follow import Ended, Followed, Listener
+from runra.server.measure import Measures
 
 
 class Command:
@@ -103,3 +107,36 @@ async def test_joining_while_output_comes(slow: float, pause: int) -> None:
         await reading
     for one in (first, *joined):
         assert one.heard == command.written[one.start :]
+
+
+async def test_finding_a_process_in_the_tick_in_which_another_call_found_it() -> None:
+    """Its search is done and not yet forgotten, its command has ended: to wait for it once more would never yield."""
+    command = Command()
+    command.over = True
+
+    class Box:
+        id, organization_id = "sb_0000000000000000", "org"
+
+        @asynccontextmanager
+        async def use(self) -> AsyncIterator[Any]:
+            yield Link()
+
+    class Link:
+        async def attach(self, pid: int, *, offset: int = 0) -> Any:
+            attached: Any = await command.attach(pid, offset=offset)
+            attached.command = "true"
+            return attached
+
+    executions = Executions(EventLog(), Measures(), 1 << 20)
+    box: Any = Box()
+    finding = asyncio.create_task(executions.find(box, 7))  # runs before the callback that `set_result` schedules
+    first: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+    executions._look_for((box.id, 7), first)
+    gone: Any = Followed(command, Attached(command, 0))  # type: ignore[arg-type]
+    gone.done = True
+    first.set_result(gone)
+    async with asyncio.timeout(5):
+        found = await finding
+    assert found is not gone
+    assert not executions._finding
+    await executions.close()

@@ -76,6 +76,7 @@ async def test_pause_and_resume_are_idempotent(client: Client) -> None:
         ({"image": "../etc"}, "image", "image name"),
         ({"image": "host", "workdir": "relative"}, "workdir", "absolute"),
         ({"image": "host", "metadata": {str(n): "" for n in range(21)}}, "metadata", "at most 20"),
+        ({"image": "host", "metadata": {"a": "b\0"}}, "metadata", "NUL"),
     ],
 )
 async def test_a_bad_body_names_field_value_and_range(client: Client, body: object, field: str, says: str) -> None:

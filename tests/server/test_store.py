@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import stat
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,15 +16,22 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
 from runra.contract import OrganizationInfo, SandboxInfo
+from runra.server.settings import ServerSettings
 from runra.server.store import Store
 from runra.server.store.keys import KeyRow, add_key, remove_key
 from runra.server.store.sandboxes import Remembered, TooMany, begin_create, drop_create, listed, purge, save
 from runra.server.store.tables import metadata
+from tests.postgres import new_database
+from tests.server.conftest import started
 
 
-@pytest.fixture
-async def store(tmp_path: Path):  # type: ignore[no-untyped-def]
-    opened = Store(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    if request.param == "sqlite":
+        url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    else:
+        url = new_database(request.getfixturevalue("postgres_cluster"), f"store_{secrets.token_hex(6)}")
+    opened = Store(url)
     await opened.open()
     await add_key(opened, _key(), OrganizationInfo(id="org_1", name="o", created_at="2026"))
     yield opened
@@ -49,6 +60,7 @@ async def test_migrations_make_the_tables_of_the_models(store: Store) -> None:
     await store.open()  # nothing to do, and no harm
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 async def test_sqlite_is_set_up_and_private(store: Store, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x.db").stat().st_mode) == 0o600
     for pragma, value in (("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 10_000), ("synchronous", 1)):
@@ -121,3 +133,24 @@ async def test_purging_takes_only_what_is_old_and_ended(store: Store) -> None:
     assert [it.id for it in found] == ["sb_c", "sb_b"]
     async with store.read() as connection:
         assert (await connection.exec_driver_sql("select count(*) from sandbox_metadata")).scalar() == 2
+
+
+async def test_a_whole_server_on_postgresql(settings: ServerSettings, postgres_cluster: Path) -> None:
+    """Keys, sandboxes, idempotent creates and filters, and all of it again after a restart."""
+    settings = replace(settings, database_url=new_database(postgres_cluster, f"whole_{secrets.token_hex(6)}"))
+    world: dict[str, Any] = {}
+    body = {"image": "host", "metadata": {"team": "blue"}}
+    async with started(settings, world) as run:
+        again = {"Idempotency-Key": "one"}
+        made = (await run.client.call("POST", "/sandboxes", json=body, headers=again)).json
+        assert (await run.client.call("POST", "/sandboxes", json=body, headers=again)).json["id"] == made["id"]
+        reader = await run.client.new_key(name="reader", profile="read-only")
+        assert (await run.client.run(made["id"], "echo hi"))["stdout"] == "hi\n"
+    async with started(settings, world) as run:
+        other = run.client.with_key(reader["key"])
+        found = (await other.call("GET", "/sandboxes?metadata[team]=blue")).json
+        assert [it["id"] for it in found["data"]] == [made["id"]]
+        assert (await run.client.call("POST", "/sandboxes", json=body, headers=again)).json["id"] == made["id"]
+        assert (await run.client.call("DELETE", f"/sandboxes/{made['id']}")).json["state"] == "terminated"
+    for sandbox in world.values():
+        await sandbox.link.close()

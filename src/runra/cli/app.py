@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, keys, lifecycle, serving, terminal, watching
+from runra.cli import copying, examination, execution, keys, lifecycle, network, serving, terminal, watching
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -74,6 +74,7 @@ _add(app, "cp", copying.cp)
 _add(app, "pause", lifecycle.pause)
 _add(app, "resume", lifecycle.resume)
 _add(app, "rm", lifecycle.rm)
+_add(app, "network", network.network)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)

@@ -12,6 +12,7 @@ import typer
 
 from runra.cli.examination import DATA_DIR, server_packages
 from runra.cli.output import say
+from runra.cli.policy import node_network, node_policy
 
 if TYPE_CHECKING:
     from runra.events import EventLog
@@ -35,6 +36,46 @@ def serve(
         list[str] | None,
         typer.Option("--range", metavar="NAME=LOW:HIGH", help="Widen what a create may ask for: memoryMb=64:65536."),
     ] = None,
+    isolation: Annotated[
+        str | None, typer.Option("--isolation", help="The wall of sandboxes that ask for none: bubblewrap, gvisor.")
+    ] = None,
+    allow_isolation: Annotated[
+        str | None,
+        typer.Option("--allow-isolation", metavar="NAMES", help="Walls a create may ask for. [default: all that work]"),
+    ] = None,
+    require_isolation: Annotated[
+        str | None, typer.Option("--require-isolation", metavar="NAME", help="This wall for every sandbox, or none.")
+    ] = None,
+    allow_unenforced: Annotated[
+        str | None,
+        typer.Option(
+            "--allow-unenforced",
+            metavar="LIMITS",
+            help="Make sandboxes although these limits cannot be held here: cpu, memory, pids, disk, or all. "
+            "[default: none as root, all as an ordinary user]",
+        ),
+    ] = None,
+    network: Annotated[bool, typer.Option("--network/--no-network", help="Whether sandboxes have a network.")] = True,
+    dns: Annotated[
+        list[str] | None, typer.Option("--dns", metavar="ADDRESS", help="Name server to ask. [default: the system's]")
+    ] = None,
+    open_range: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--open-range",
+            metavar="RANGE[@ORGANIZATION]",
+            help="A private range that sandboxes may reach, or those of one organization; again for each.",
+        ),
+    ] = None,
+    network_range: Annotated[
+        str | None, typer.Option("--network-range", help="Sandboxes' own addresses. [default: a /20 of 10.192.0.0/11]")
+    ] = None,
+    bandwidth_mbit: Annotated[
+        int | None, typer.Option("--bandwidth-mbit", min=1, help="Most of one sandbox, each way. [default: no limit]")
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=1, help="Most of one sandbox at once. [default: 1024]")
+    ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every call.")] = False,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM. Its sandboxes live on; the next server finds them."""
@@ -56,6 +97,10 @@ def serve(
         database_url=database_url,
         ranges=_ranges(ranges or []),
         access_log=access_log,
+        node={
+            **node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
+            **node_network(network, dns, open_range, network_range, bandwidth_mbit, connections),
+        },
     )
     findings = asyncio.run(doctor.examine(settings.data_dir, trial=False))
 

@@ -86,6 +86,8 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
     if len(value) > 20:
         raise ValueError(f"at most 20 keys, not {len(value)}")
     for key, content in value.items():
+        if "\0" in key or "\0" in content:
+            raise ValueError(f"{key[:40]!r} must not contain a NUL byte, nor its value")
         if not 0 < len(key) <= 128 or len(content) > 2048:
             raise ValueError(f"key {key[:40]!r}: 1 to 128 characters, its value at most 2048")
     return value

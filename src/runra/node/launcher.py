@@ -134,22 +134,24 @@ class Launcher:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                answer = await loop.sock_recv(link, _ANSWER_BYTES)
-                if not answer:
+                said = await loop.sock_recv(link, _ANSWER_BYTES)
+                if not said:
                     return
-                self._handle(answer.decode().split())
+                self._handle(said.decode().split())
         finally:
             link.close()
+            # What it was asked goes with it, at once: from here on a request starts a new launcher and waits for that.
             self._socket = None
+            asked, self._spawned = self._spawned, {}
+            watched, self._exited = self._exited, {}
+            lost = RunraError("INTERNAL_ERROR", "the launcher ended; the next request starts a new one")
+            for answer in asked.values():
+                if not answer.done():
+                    answer.set_exception(lost)
+            for exited in watched.values():
+                exited.cancel()
             # Reap it; it exits as soon as its socket closes.
             await asyncio.shield(asyncio.to_thread(os.waitpid, pid, 0))
-            lost = RunraError("INTERNAL_ERROR", "the launcher ended; the next request starts a new one")
-            for future in self._spawned.values():
-                if not future.done():
-                    future.set_exception(lost)
-            for exited in self._exited.values():
-                exited.cancel()
-            self._exited.clear()
 
     def _handle(self, words: list[str]) -> None:
         match words:

@@ -10,6 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,9 @@ from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
-from runra.node.images import RootFilesystem, host
-from runra.node.isolation import Box, Isolation
-from runra.node.isolation.bubblewrap import Bubblewrap
+from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
+from runra.node.images import Resolver, RootFilesystem, host
+from runra.node.isolation import Box, Isolation, walls
 from runra.node.launcher import Launcher
 from runra.node.network import host as network
 from runra.node.network.policy import NOTHING, policy_of
@@ -53,9 +54,13 @@ class Node:
         self._root = os.geteuid() == 0
         self._taken: set[int] = set()
         self._starts = asyncio.Semaphore(settings.concurrent_starts)
+        #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
+        self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
         self._network: network.HostNetwork | None = None
         self._no_network = "this server was told to give sandboxes none"
+        #: Waits for images, by the id of the sandbox that is to be made of it.
+        self._resolving: dict[str, asyncio.Timeout] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
@@ -74,8 +79,8 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
-        wall = Bubblewrap(self._launcher)
-        self._isolations = {wall.name: wall}
+        self._tell_unheld()
+        self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
@@ -90,6 +95,12 @@ class Node:
             await self._quietly(stale.remove())
         for folder in self._trash.iterdir():
             self._clean(self._delete(folder))
+
+    def _tell_unheld(self) -> None:
+        missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
+        if missing:
+            refused = "sandboxes are refused" if set(missing) - allowed else "a sandbox may take all of it"
+            log.warning("limits this machine cannot hold: %s; %s (`runra doctor`)", ", ".join(missing), refused)
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
@@ -158,8 +169,9 @@ class Node:
     async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
         """Start a sandbox; returns when it is running.
 
-        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, RESOURCE_EXHAUSTED when it is
-        full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens nothing half made stays.
+        Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, its image included,
+        RESOURCE_EXHAUSTED when it is full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens
+        nothing half made stays.
         """
         isolation = self._check(config)
         if len(self.sandboxes) >= self.settings.max_sandboxes:
@@ -181,11 +193,16 @@ class Node:
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
-            async with asyncio.timeout(self.settings.start_timeout), self._starts, sandbox.starting():
+            async with (
+                self._resolved(sandbox) as record.root,
+                asyncio.timeout(self.settings.start_timeout),
+                self._starts,
+                sandbox.starting(),
+            ):
                 await self._start(sandbox, isolation)
         except BaseException as error:
             sandbox.cgroup.kill()
-            await sandbox.abandon("error")
+            await sandbox.abandon("error" if record.root.overlays else "image")
             if isinstance(error, TimeoutError):
                 raise RunraError(
                     "RESOURCE_EXHAUSTED",
@@ -195,39 +212,52 @@ class Node:
         return sandbox
 
     def _check(self, config: SandboxConfig) -> Isolation:
-        if config.image != "host":
-            raise RunraError(
-                "INVALID_REQUEST",
-                f"no image {config.image!r} on this server; 'host' is there",
-                details={"field": "image", "value": config.image},
-            )
-        self._check_egress(config.network)
         if config.network and config.network.ingress and config.network.ingress.allow_ports:
             raise RunraError("INVALID_CONFIG", _NO_PORTS, details={"field": "network.ingress"})
-        isolation = self._isolations.get(config.isolation or self.settings.isolation)
-        if isolation is None:
-            raise RunraError(
-                "INVALID_CONFIG",
-                f"no isolation {config.isolation!r} here; there is {', '.join(self._isolations)}",
-                details={"field": "isolation", "value": config.isolation},
-            )
+        refuse_unheld(self.enforced, self.settings.allow_unenforced)
+        isolation = walls.choose(self._isolations, config.isolation)
+        self._check_egress(config.network, isolation)
         return isolation
 
-    def _check_egress(self, asked: Network | None) -> None:
-        if self._network is not None:
+    @asynccontextmanager
+    async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+        """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
+        whoever terminates the sandbox meanwhile ends the wait as well."""
+        name, organization_id = sandbox.config.image, sandbox.organization_id
+        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or _no_image
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(None) as self._resolving[sandbox.id]:
+                    root = await held.enter_async_context(resolve(name, organization_id))
+            except TimeoutError:
+                raise RunraError(
+                    "INVALID_STATE", f"sandbox {sandbox.id} was terminated while its image was being fetched"
+                ) from None
+            finally:
+                del self._resolving[sandbox.id]
+            yield root
+
+    @asynccontextmanager
+    async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+        assert self._host_image is not None
+        yield self._host_image
+
+    def _check_egress(self, asked: Network | None, isolation: Isolation) -> None:
+        if self._network is not None and isolation.networked:
             self._network.policy_of(asked)
         elif asked is not None and (asked.secrets or (asked.egress and policy_of(asked.egress) != NOTHING)):
+            why = self._no_network if self._network is None else f"not behind {isolation.name}"
             raise RunraError(
                 "INVALID_CONFIG",
-                f"this server gives sandboxes no network ({self._no_network}): leave network.egress out, or ask for "
+                f"this server gives the sandbox no network ({why}): leave network.egress out, or ask for "
                 '{"default": "deny"} with nothing allowed',
                 details={"field": "network.egress"},
             )
 
-    @contextlib.asynccontextmanager
-    async def _placed(self, sandbox: Sandbox) -> AsyncIterator[network.Place | None]:
+    @asynccontextmanager
+    async def _placed(self, sandbox: Sandbox, isolation: Isolation) -> AsyncIterator[network.Place | None]:
         """The network a sandbox starts in, its policy in force already; None where there is none."""
-        if self._network is None:
+        if self._network is None or not isolation.networked:
             yield None
             return
         record = sandbox.record
@@ -246,17 +276,16 @@ class Node:
 
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
-        assert self._host_image is not None
         limits = record.config.resources
         self._disk.make(folder, limits.disk_mb)
         record.save(sandbox.record_path)
-        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
-        async with self._placed(sandbox) as place:
+        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
+        async with self._placed(sandbox, isolation) as place:
             with _listen(sandbox.socket_path) as listen:
                 box = Box(
                     id=record.id,
                     folder=folder,
-                    root=self._host_image,
+                    root=record.root,
                     cgroup=sandbox.cgroup,
                     listen=listen,
                     memory_mb=limits.memory_mb,
@@ -269,7 +298,6 @@ class Node:
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
-        assert self._host_image is not None
         return Sandbox(
             record,
             self.settings.sandboxes_dir / record.id,
@@ -277,7 +305,6 @@ class Node:
             Cgroup(self._hierarchies, record.id),
             events=self.events,
             enforced=self.enforced,
-            image_env=dict(self._host_image.env),
             can_freeze=self._hierarchies.can_freeze,
             on_change=self._changed,
             on_gone=self._gone,
@@ -306,6 +333,8 @@ class Node:
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
+        if (waiting := self._resolving.get(sandbox.id)) is not None:
+            waiting.reschedule(0)
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))
@@ -338,6 +367,16 @@ class Node:
             await work
         except (RunraError, OSError, TimeoutError, asyncio.CancelledError) as error:
             log.warning("left for the next start: %s", error)
+
+
+@asynccontextmanager
+async def _no_image(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+    raise RunraError(
+        "INVALID_REQUEST",
+        f"no image {name!r} on this server; 'host' is there",
+        details={"field": "image", "value": name},
+    )
+    yield  # the type of a generator; never reached
 
 
 def _listen(path: Path) -> socket.socket:

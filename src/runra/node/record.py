@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from runra.contract import CLIENT, REVEAL, SandboxConfig, SandboxState, TerminationReason
+from runra.node.images import RootFilesystem
 
 
 class Record(BaseModel):
@@ -21,6 +22,8 @@ class Record(BaseModel):
     config: SandboxConfig
     state: SandboxState
     isolation: str
+    #: What its image was when it started; the image itself may be gone or changed by now.
+    root: RootFilesystem = Field(default_factory=lambda: RootFilesystem(()))
     created_at: str
     started_at: str | None = None
     paused_at: str | None = None

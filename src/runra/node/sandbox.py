@@ -55,7 +55,6 @@ class Sandbox:
         *,
         events: EventLog,
         enforced: dict[str, bool],
-        image_env: dict[str, str],
         can_freeze: bool,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
@@ -66,7 +65,6 @@ class Sandbox:
         self.cgroup = cgroup
         self._events = events
         self._enforced = enforced
-        self._image_env = image_env
         self._can_freeze = can_freeze
         self._on_change = on_change
         self._on_gone = on_gone
@@ -109,7 +107,7 @@ class Sandbox:
     @property
     def env(self) -> dict[str, str]:
         """What every command starts with: the image's environment under the create's."""
-        return {**self._image_env, **self.record.config.env}
+        return {**self.record.root.env, **self.record.config.env}
 
     @property
     def socket_path(self) -> Path:
@@ -200,7 +198,9 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
-            self._ooms_known = self.oom_kills()
+            if self._link is not None and not self._link.closed:
+                # Its agent outlived them. When it did not, they may be what killed it.
+                self._ooms_known = self.oom_kills()
             self.touch()
 
     def touch(self) -> None:

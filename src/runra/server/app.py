@@ -50,7 +50,7 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
     from runra.node import Node as LocalNode
     from runra.node import NodeSettings
 
-    return LocalNode(NodeSettings(data_dir=settings.data_dir / "node"), events)
+    return LocalNode(NodeSettings(data_dir=settings.data_dir / "node", **settings.node), events)
 
 
 def create_app(settings: ServerSettings, make_node: NodeMaker = real_node) -> FastAPI:

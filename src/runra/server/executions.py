@@ -1,127 +1,39 @@
-"""Running commands: the answer collected, streamed or left behind; and the events that tell of each."""
+"""Running commands: the answer collected, streamed or left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import posixpath
 import shlex
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any
 
-from runra.contract import MAX_COMMAND_BYTES, ExecRequest, ExecutionResult
+from runra.contract import ExecRequest, ExecutionResult
 from runra.errors import RunraError
-from runra.events import EventLog, EventType
-from runra.node.agent.types import AgentLost, ExecSpec, Exit, ProcessStatus
-from runra.server.faults import bad_request
+from runra.events import EventLog
+from runra.node.agent.types import ExecSpec, ProcessStatus
+from runra.server.commands import spec_of, timeout_error
 from runra.server.follow import Collector, Ended, Followed, Listener, Stream
 from runra.server.measure import Measures
 from runra.server.nodeport import AgentLink, AgentProcess, Sandbox
+from runra.server.patience import deadline, lost
+from runra.server.tags import Tags
+from runra.server.telling import TOLD, Tale, Teller
 
 _log = logging.getLogger("runra.server")
 
-#: How much longer than a command's own timeout we wait for the agent to say that it ended.
-_MARGIN_S: Final = 30.0
-_TICK_S: Final = 5.0
-#: How long a sandbox whose agent has gone may take to be called terminated.
-_ENDING_S: Final = 1.0
-#: How much of a command an event carries.
-_TOLD: Final = 1000
-#: How many idempotency keys of executes, and how many processes killed by the OOM killer, are kept in mind.
-_REMEMBERED: Final = 10_000
-
 #: Adds the listeners to a command that has just started.
 Begin = Callable[[Followed], Awaitable[object]]
-#: What a terminal runs when the caller names nothing: the sandbox's best shell.
-SHELL: Final = "if command -v bash >/dev/null; then exec bash; else exec sh; fi"
-
-
-def check_length(request: ExecRequest) -> None:
-    """COMMAND_TOO_LONG beyond 1 MiB of UTF-8, for `argv` in total."""
-    if request.command is not None:
-        size = len(request.command.encode()) if len(request.command) > MAX_COMMAND_BYTES // 4 else 0
-    else:
-        size = sum(len(word.encode()) for word in request.argv or ())
-    if size > MAX_COMMAND_BYTES:
-        raise RunraError(
-            "COMMAND_TOO_LONG",
-            f"the command has {size} bytes, at most {MAX_COMMAND_BYTES} are possible; "
-            "write it to a file with PUT …/files and run that",
-            details={"bytes": size, "maximum": MAX_COMMAND_BYTES},
-        )
-
-
-def spec_of(sandbox: Sandbox, request: ExecRequest, tag: str) -> ExecSpec:
-    """The request as the agent wants it: absolute folder, whole environment, the timeout that really applies."""
-    config = sandbox.config
-    limited = not request.background or "timeout_ms" in request.model_fields_set
-    return ExecSpec(
-        command=request.command,
-        argv=tuple(request.argv or ()),
-        cwd=posixpath.join(config.workdir, request.cwd) if request.cwd else config.workdir,
-        env={**sandbox.env, **request.env} if request.env else sandbox.env,
-        user=request.user or "",
-        timeout_ms=request.timeout_ms if limited else None,
-        stdin=request.stdin is not None or request.background,
-        tag=tag,
-    )
-
-
-class Tale:
-    """What is told of one command: that it started, and once how it ended. A retry that only attached tells nothing."""
-
-    def __init__(self, home: Executions, sandbox: Sandbox, process: AgentProcess, command: str, *, ours: bool) -> None:
-        self._home = home
-        self._sandbox = sandbox
-        self._pid = process.pid
-        self._command = command
-        self._ours = ours
-        self._oom_before = sandbox.oom_kills()
-
-    def start(self) -> None:
-        if self._ours:
-            self._home.publish("exec.started", self._sandbox, {"command": self._command, "pid": self._pid})
-
-    def end(self, exit: Exit) -> Ended:
-        oom = self._home.was_oom(self._sandbox.id, self._pid)
-        if self._ours and not exit.timed_out and (exit.signal == "SIGKILL" or exit.code == 137):
-            oom = self._sandbox.oom_kills() > self._oom_before
-        result = ExecutionResult(
-            stdout="", stderr="", exit_code=exit.code, duration_ms=exit.duration_ms, signal=exit.signal, oom=oom
-        )
-        if self._ours:
-            if oom:
-                self._home.note_oom(self._sandbox.id, self._pid)
-            self._home.measures.executions["timed_out" if exit.timed_out else "exited"] += 1
-            self._home.publish(
-                "exec.timed_out" if exit.timed_out else "exec.completed",
-                self._sandbox,
-                {
-                    "command": self._command,
-                    "pid": self._pid,
-                    "exitCode": exit.code,
-                    "signal": exit.signal,
-                    "durationMs": exit.duration_ms,
-                    "oom": oom,
-                },
-            )
-        return Ended(result, exit.timed_out)
-
-    def fail(self, error: RunraError) -> None:
-        if self._ours:
-            self._home.failed(self._sandbox, self._command, error, self._pid)
 
 
 class Executions:
     """Every command this server started and has not yet seen end."""
 
     def __init__(self, events: EventLog, measures: Measures, collect_bytes: int) -> None:
-        self.measures = measures
-        self._events = events
+        self.teller = Teller(events, measures)
+        self.tags = Tags()
         self._collect_bytes = collect_bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._followed: dict[tuple[str, int], Followed] = {}
@@ -129,52 +41,12 @@ class Executions:
         self._tagged: dict[tuple[str, str], asyncio.Future[Followed]] = {}
         # Processes somebody is about to attach to.
         self._finding: dict[tuple[str, int], asyncio.Future[Followed]] = {}
-        self._bodies: OrderedDict[str, str] = OrderedDict()
-        # Tags of commands that did start: one the agent has forgotten since must not start again.
-        self._begun: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._ooms: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     async def close(self) -> None:
         """Let go of the commands; they run on in their sandboxes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # --- what is remembered and told --------------------------------------------------------------------------
-
-    def publish(self, type: EventType, sandbox: Sandbox, data: dict[str, Any]) -> None:
-        self._events.publish(type, sandbox.id, data, organization_id=sandbox.organization_id)
-
-    def failed(self, sandbox: Sandbox, told: str, error: RunraError, pid: int | None = None) -> None:
-        self.measures.executions["error"] += 1
-        data = {"command": told, "code": error.code, "message": error.message}
-        self.publish("exec.error", sandbox, data if pid is None else {**data, "pid": pid})
-
-    def note_oom(self, sandbox_id: str, pid: int) -> None:
-        self._ooms[sandbox_id, pid] = None
-        if len(self._ooms) > _REMEMBERED:
-            self._ooms.popitem(last=False)
-
-    def was_oom(self, sandbox_id: str, pid: int) -> bool:
-        return (sandbox_id, pid) in self._ooms
-
-    def tag(self, key_id: str, sandbox: Sandbox, idempotency_key: str | None, request: ExecRequest) -> str:
-        """The agent's tag for a retried execute: it attaches to the process of the first call instead of running
-        the command again. The same key with another body is an error, as far back as this server remembers."""
-        if idempotency_key is None:
-            return ""
-        # Hashed: the agent takes short tags only.
-        tag = hashlib.sha256(f"{key_id}:{idempotency_key}".encode()).hexdigest()[:40]
-        place = f"{sandbox.id}:{tag}"
-        body = hashlib.sha256(request.model_dump_json(exclude={"background"}).encode()).hexdigest()
-        if self._bodies.setdefault(place, body) != body:
-            raise bad_request(
-                "Idempotency-Key", "was used with another body in this sandbox; use a new key", idempotency_key
-            )
-        self._bodies.move_to_end(place)
-        if len(self._bodies) > _REMEMBERED:
-            self._bodies.popitem(last=False)
-        return tag
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -232,17 +104,17 @@ class Executions:
             del self._tagged[place]
 
     async def _run_once(self, sandbox: Sandbox, spec: ExecSpec, stdin: str | None, begin: Begin) -> Ended:
-        command = (spec.command if spec.command is not None else shlex.join(spec.argv))[:_TOLD]
+        command = (spec.command if spec.command is not None else shlex.join(spec.argv))[:TOLD]
         async with sandbox.use() as link:
             try:
-                await self._refuse_forgotten(sandbox, link, spec.tag)
+                await self.tags.refuse_forgotten(sandbox, link, spec.tag)
                 process = await link.exec(spec)
-                self._note_begun(sandbox, spec.tag)
+                self.tags.note_begun(sandbox, spec.tag)
             except RunraError as error:
-                self.failed(sandbox, command, error)
+                self.teller.failed(sandbox, command, error)
                 raise await lost(sandbox, error) from error
             # A process that runs already has somebody who tells of it; one that outlived a server was adopted.
-            tale = Tale(self, sandbox, process, command, ours=not process.reused)
+            tale = Tale(self.teller, sandbox, process, command, ours=not process.reused)
             async with self._held(sandbox, link, process) as followed:
                 tale.start()
                 feeder = None
@@ -251,7 +123,7 @@ class Executions:
                     feeder = asyncio.get_running_loop().create_task(_feed(followed, stdin))
                 try:
                     await begin(followed)
-                    async with _deadline(sandbox, spec.timeout_ms):
+                    async with deadline(sandbox, spec.timeout_ms):
                         return await followed.drive(tale.end)
                 except RunraError as error:
                     tale.fail(error)
@@ -260,23 +132,6 @@ class Executions:
                     if feeder is not None:
                         feeder.cancel()
                         await asyncio.gather(feeder, return_exceptions=True)
-
-    def _note_begun(self, sandbox: Sandbox, tag: str) -> None:
-        if tag:
-            self._begun[sandbox.id, tag] = None
-            if len(self._begun) > _REMEMBERED:
-                self._begun.popitem(last=False)
-
-    async def _refuse_forgotten(self, sandbox: Sandbox, link: AgentLink, tag: str) -> None:
-        """A retry never runs a command twice: INVALID_STATE when it ran and the sandbox kept its end no longer (it
-        keeps the latest 64)."""
-        if (sandbox.id, tag) in self._begun and not any(status.tag == tag for status in await link.processes()):
-            raise RunraError(
-                "INVALID_STATE",
-                "the command of this Idempotency-Key has run, and its result is no longer kept; "
-                "use a new key to run it again",
-                details={"reason": "result_forgotten"},
-            )
 
     async def collect(self, sandbox: Sandbox, request: ExecRequest, tag: str) -> ExecutionResult:
         """Run to the end and answer in one piece. EXECUTION_TIMEOUT carries what came until then."""
@@ -361,7 +216,9 @@ class Executions:
             if followed is not None and not followed.done and (stream is None or await followed.listen(stream)):
                 return followed
             # Two calls at once must not both attach: the second would take the output from the first.
-            if (first := self._finding.get(place)) is None:
+            first = self._finding.get(place)
+            # One that is done has not been forgotten yet; to await it would not let go of the loop, now or ever.
+            if first is None or first.done():
                 break
             await asyncio.shield(first)
         found: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
@@ -373,7 +230,8 @@ class Executions:
         self._finding[place] = found
 
         def forget(done: asyncio.Future[Followed]) -> None:
-            del self._finding[place]
+            if self._finding.get(place) is done:  # and not another's, that began since
+                del self._finding[place]
             if not done.cancelled():
                 done.exception()  # whoever waits has it; nobody may be waiting
 
@@ -390,7 +248,7 @@ class Executions:
                     if stream is not None:
                         await followed.listen(stream)
                     found.set_result(followed)
-                    await followed.drive(Tale(self, sandbox, process, process.command[:_TOLD], ours=False).end)
+                    await followed.drive(Tale(self.teller, sandbox, process, process.command[:TOLD], ours=False).end)
 
     async def _start(self, sandbox: Sandbox, spec: ExecSpec, stdin: str | None, begin: Begin) -> Followed:
         """Run beside the call that asked, so that its client may go; returns once the command has started."""
@@ -437,7 +295,7 @@ class Executions:
                         found.set_result(followed)
                         if claimed is not None:
                             claimed.set_result(followed)
-                        await followed.drive(Tale(self, sandbox, process, status.command[:_TOLD], ours=True).end)
+                        await followed.drive(Tale(self.teller, sandbox, process, status.command[:TOLD], ours=True).end)
         finally:
             if claimed is not None:
                 del self._tagged[sandbox.id, status.tag]
@@ -476,38 +334,6 @@ def _reported(waiting: asyncio.Future[Followed] | None, *, again: bool = False) 
         raise
 
 
-def timeout_error(timeout_ms: int | None, result: ExecutionResult) -> RunraError:
-    return RunraError(
-        "EXECUTION_TIMEOUT",
-        f"the command ran longer than timeoutMs {timeout_ms} and was killed with all it started; "
-        "raise timeoutMs (at most 300000), or run it with background: true",
-        details={
-            "timeoutMs": timeout_ms,
-            "durationMs": result.duration_ms,
-            "stdout": result.stdout,
-            "stderr": result.stderr,
-            "truncated": result.truncated,
-        },
-    )
-
-
-async def lost(sandbox: Sandbox, error: RunraError) -> RunraError:
-    """A connection that ended because the sandbox did is no failure of ours: say what became of the sandbox."""
-    if not isinstance(error, AgentLost):
-        return error
-    # A sandbox that ends loses its agent a moment before it is called terminated.
-    deadline = asyncio.get_running_loop().time() + _ENDING_S
-    while (info := sandbox.info()).state != "terminated":
-        if asyncio.get_running_loop().time() > deadline:
-            return error
-        await asyncio.sleep(0.01)
-    return RunraError(
-        "INVALID_STATE",
-        f"sandbox {info.id} was terminated (reason {info.termination_reason}) before this call ended",
-        details={"sandboxId": info.id, "state": info.state, "terminationReason": info.termination_reason},
-    )
-
-
 async def _feed(followed: Followed, text: str) -> None:
     try:
         await followed.write(text.encode())
@@ -515,36 +341,3 @@ async def _feed(followed: Followed, text: str) -> None:
     except RunraError as error:
         # A command may end, or close its stdin, before it has read everything: its own business, as in a shell.
         _log.debug("process %d did not take all of its stdin: %s", followed.pid, error)
-
-
-@asynccontextmanager
-async def _deadline(sandbox: Sandbox, timeout_ms: int | None) -> AsyncIterator[None]:
-    """Our own limit, should the agent never say that a command ended. Like the command's, it stands still while
-    the sandbox is paused. A command without a timeout has none: its stream has heartbeats instead."""
-    if timeout_ms is None:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    left = timeout_ms / 1000 + _MARGIN_S
-    timer: asyncio.TimerHandle | None = None
-
-    def tick() -> None:
-        nonlocal left, timer
-        if sandbox.info().state != "paused":
-            left -= _TICK_S
-        if left <= 0:
-            limit.reschedule(loop.time())
-        else:
-            timer = loop.call_later(_TICK_S, tick)
-
-    timer = loop.call_later(_TICK_S, tick)
-    try:
-        async with asyncio.timeout(None) as limit:
-            yield
-    except TimeoutError:
-        raise AgentLost(
-            f"the sandbox did not say how the command ended {_MARGIN_S:.0f} s after its timeout; "
-            "it may be stuck: see GET …/processes, or terminate it"
-        ) from None
-    finally:
-        timer.cancel()

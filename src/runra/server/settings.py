@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from runra import contract
 from runra.contract import Range
@@ -58,6 +58,8 @@ class ServerSettings:
     #: Terminated sandboxes stay listed this long.
     keep_terminated_days: int = 30
     access_log: bool = False
+    #: Settings of this host's node by name (`runra.node.NodeSettings`); what is left out has its default there.
+    node: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def store_url(self) -> str:

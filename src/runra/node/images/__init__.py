@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,3 +22,13 @@ class RootFilesystem:
 
     overlays: tuple[Overlay, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> set[Path]:
+        """Every folder it is made of: as long as a sandbox's record names them, nobody deletes them."""
+        return {layer for overlay in self.overlays for layer in overlay.lower}
+
+
+#: Turns an image's name, asked for by an organization, into a root. What it is made of stays while it is entered;
+#: by then a record names it. Raises RunraError for what cannot be had.
+Resolver = Callable[[str, str], AbstractAsyncContextManager[RootFilesystem]]

@@ -31,6 +31,12 @@ class Isolation(Protocol):
     """One kind of wall."""
 
     name: str
+    #: It puts sandboxes into `Box.netns`. One that does not gives them no network, and a create that asks is refused.
+    networked: bool
+
+    def host_processes(self, inside: int) -> int:
+        """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""
+        ...
 
     def prepare(self, box: Box) -> None:
         """Make the folders and files `start` needs below `box.folder`."""

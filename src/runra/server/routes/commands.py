@@ -12,10 +12,11 @@ from runra.contract import ExecRequest, ExecutionResult, ProcessStarted
 from runra.errors import RunraError
 from runra.node.agent.types import Output
 from runra.server.answers import answer
+from runra.server.commands import check_length, timeout_error
 from runra.server.decode import OutputDecoder, Piece
-from runra.server.executions import check_length, lost, timeout_error
 from runra.server.follow import Stream
 from runra.server.nodeport import Sandbox
+from runra.server.patience import lost
 from runra.server.routing import Caller, Routes
 from runra.server.streams import EVENT_HEADERS, Opened, event, events
 from runra.server.wire import iso
@@ -50,7 +51,7 @@ async def execute(call: Caller, body: ExecRequest) -> Response:
     check_length(body)
     sandbox = call.sandbox
     executions = call.services.executions
-    tag = executions.tag(call.key.id, sandbox, call.idempotency_key, body)
+    tag = executions.tags.tag(call.key.id, sandbox, call.idempotency_key, body)
     if body.background:
         process = await executions.background(sandbox, body, tag)
         return answer(ProcessStarted(pid=process.pid, started_at=iso(process.started_at_ms)), 202)

@@ -17,9 +17,9 @@ from runra.errors import RunraError
 from runra.events import EventType
 from runra.server.answers import answer, dumped, empty, page
 from runra.server.calls import Query
-from runra.server.executions import lost
 from runra.server.faults import ErrorAnswer
 from runra.server.nodeport import AgentFiles, FileStream, Sandbox, Watch
+from runra.server.patience import lost
 from runra.server.routing import Caller, Parameters, Routes
 from runra.server.streams import EVENT_HEADERS, Opened, Streamed, event, events
 

@@ -56,7 +56,7 @@ def _missing(pid: int) -> RunraError:
 async def _processes(call: Caller) -> list[ProcessInfo]:
     sandbox, executions = call.sandbox, call.services.executions
     async with sandbox.use() as link:
-        return [process_info(it, oom=executions.was_oom(sandbox.id, it.pid)) for it in await link.processes()]
+        return [process_info(it, oom=executions.teller.was_oom(sandbox.id, it.pid)) for it in await link.processes()]
 
 
 @routes.route("GET", "/sandboxes/{id}/processes", scope="sandbox:execute", answer=Page[ProcessInfo])

@@ -16,10 +16,11 @@ from runra.contract import ExecRequest, PathText, Text
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec, Output
 from runra.server.calls import Query
-from runra.server.executions import SHELL, check_length, lost, spec_of
+from runra.server.commands import SHELL, check_length, spec_of
 from runra.server.faults import bad_request, invalid
 from runra.server.follow import Followed, Stream
 from runra.server.nodeport import Sandbox
+from runra.server.patience import lost
 from runra.server.routing import Caller, Parameters, Routes
 
 routes: Final = Routes("terminals")

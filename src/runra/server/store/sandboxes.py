@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from runra.contract import SandboxInfo
 from runra.server.store.database import Store
-from runra.server.store.tables import idempotency, sandbox_metadata, sandboxes
+from runra.server.store.tables import api_keys, idempotency, sandbox_metadata, sandboxes
 
 #: How long an Idempotency-Key of a create is remembered.
 REMEMBERED_MS: Final = 24 * 3600 * 1000
@@ -56,6 +56,8 @@ async def begin_create(
         if remember is not None and (earlier := await _claim(store, connection, remember)) is not None:
             return earlier
         if most is not None:
+            # Where transactions run side by side, those of one key stand in line here (SQLite has one writer).
+            await connection.execute(select(api_keys.c.id).where(api_keys.c.id == key_id).with_for_update())
             held = await connection.scalar(
                 select(func.count())
                 .select_from(sandboxes)

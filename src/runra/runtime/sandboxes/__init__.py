@@ -1,0 +1,1 @@
+"""Sandbox providers: where sandboxes come from. One module each, fulfilling `SandboxProvider`."""

@@ -1,0 +1,89 @@
+"""What is told of commands: events and counters, each command once; and which of them the OOM killer ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+from runra.contract import ExecutionResult
+from runra.errors import RunraError
+from runra.events import EventLog, EventType
+from runra.node.agent.types import Exit
+from runra.server.follow import Ended
+from runra.server.measure import Measures
+from runra.server.nodeport import AgentProcess, Sandbox
+
+#: How much of a command an event carries.
+TOLD: Final = 1000
+#: How many processes killed by the OOM killer are kept in mind.
+_REMEMBERED: Final = 10_000
+
+
+class Teller:
+    """Publishes for all commands."""
+
+    def __init__(self, events: EventLog, measures: Measures) -> None:
+        self.measures = measures
+        self._events = events
+        self._ooms: OrderedDict[tuple[str, int], None] = OrderedDict()
+
+    def publish(self, type: EventType, sandbox: Sandbox, data: dict[str, Any]) -> None:
+        self._events.publish(type, sandbox.id, data, organization_id=sandbox.organization_id)
+
+    def failed(self, sandbox: Sandbox, told: str, error: RunraError, pid: int | None = None) -> None:
+        self.measures.executions["error"] += 1
+        data = {"command": told, "code": error.code, "message": error.message}
+        self.publish("exec.error", sandbox, data if pid is None else {**data, "pid": pid})
+
+    def note_oom(self, sandbox_id: str, pid: int) -> None:
+        self._ooms[sandbox_id, pid] = None
+        if len(self._ooms) > _REMEMBERED:
+            self._ooms.popitem(last=False)
+
+    def was_oom(self, sandbox_id: str, pid: int) -> bool:
+        return (sandbox_id, pid) in self._ooms
+
+
+class Tale:
+    """What is told of one command: that it started, and once how it ended. A retry that only attached tells nothing."""
+
+    def __init__(self, home: Teller, sandbox: Sandbox, process: AgentProcess, command: str, *, ours: bool) -> None:
+        self._home = home
+        self._sandbox = sandbox
+        self._pid = process.pid
+        self._command = command
+        self._ours = ours
+        self._oom_before = sandbox.oom_kills()
+
+    def start(self) -> None:
+        if self._ours:
+            self._home.publish("exec.started", self._sandbox, {"command": self._command, "pid": self._pid})
+
+    def end(self, exit: Exit) -> Ended:
+        oom = self._home.was_oom(self._sandbox.id, self._pid)
+        if self._ours and not exit.timed_out and (exit.signal == "SIGKILL" or exit.code == 137):
+            oom = self._sandbox.oom_kills() > self._oom_before
+        result = ExecutionResult(
+            stdout="", stderr="", exit_code=exit.code, duration_ms=exit.duration_ms, signal=exit.signal, oom=oom
+        )
+        if self._ours:
+            if oom:
+                self._home.note_oom(self._sandbox.id, self._pid)
+            self._home.measures.executions["timed_out" if exit.timed_out else "exited"] += 1
+            self._home.publish(
+                "exec.timed_out" if exit.timed_out else "exec.completed",
+                self._sandbox,
+                {
+                    "command": self._command,
+                    "pid": self._pid,
+                    "exitCode": exit.code,
+                    "signal": exit.signal,
+                    "durationMs": exit.duration_ms,
+                    "oom": oom,
+                },
+            )
+        return Ended(result, exit.timed_out)
+
+    def fail(self, error: RunraError) -> None:
+        if self._ours:
+            self._home.failed(self._sandbox, self._command, error, self._pid)
