@@ -71,7 +71,7 @@ def settings(internet: Internet) -> dict[str, Any]:
 async def net(internet: Internet, settings: dict[str, Any], tmp_path: Path) -> AsyncIterator[Net]:
     internet.clear()
     internet.rebound.clear()
-    host = await start_host(tmp_path / "data", disk="none", network=NetworkSettings(**settings))
+    host = await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings))
     yield Net(host, internet)
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)

@@ -126,7 +126,7 @@ async def test_the_next_server_enforces_what_the_last_did(internet: Internet, se
     """While none runs, a policy's traffic is refused and the open path's goes on; then both are as they were."""
 
     async def again() -> Net:
-        return Net(await start_host(tmp_path / "data", disk="none", network=NetworkSettings(**settings)), internet)
+        return Net(await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings)), internet)
 
     net = await again()
     internet.clear()

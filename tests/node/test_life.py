@@ -244,8 +244,7 @@ async def test_burst(host: Host) -> None:
     "config",
     [
         {"image": "nothing"},
-        {"network": {"egress": {"default": "allow"}}},
-        {"network": {"egress": {"allow": ["example.com"]}}},
+        {"network": {"egress": {"allow": ["http://example.com"]}}},
         {"isolation": "magic"},
     ],
 )
