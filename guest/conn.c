@@ -10,6 +10,7 @@
 
 #include "loop.h"
 #include "proc.h"
+#include "tunnel.h"
 
 enum {
     IN_SMALL = 4 << 10,      /* a longer frame gets memory of its own while it arrives */
@@ -18,6 +19,7 @@ enum {
     READS_A_TURN = 16,
     LISTEN_PAUSE_MS = 50,
     OUTPUT_HEAD = FRAME_HEADER + 8,
+    TUNNEL_TURN = 32,        /* pieces of tunnels sent before anything else gets its turn */
 };
 
 static struct {
@@ -44,6 +46,7 @@ static void drop(void) {
     c.in_used = c.big_used = c.out_at = c.out_used = c.out_room = 0;
     c.greeted = c.blocked = false;
     proc_readers_gone();
+    tunnels_free();
 }
 
 /* Room for `length` more bytes at the end of the queue; NULL drops the connection. */
@@ -148,23 +151,50 @@ static bool flush_output(struct proc *p) {
     return true;
 }
 
+/* Read what one tunnel has, straight into the queue. False when the connection is gone. */
+static bool flush_tunnel(struct tunnel *t) {
+    size_t most = tunnel_most(t);
+    uint8_t *at = out_room(OUTPUT_HEAD + most);
+    if (!at) {
+        drop();
+        return false;
+    }
+    ssize_t got = tunnel_read(t, at + OUTPUT_HEAD, most);
+    int error = errno;
+    c.out_used -= got > 0 ? most - (size_t)got : OUTPUT_HEAD + most;
+    if (got > 0) {
+        frame_encode(at, (uint32_t)got + 8, A_OUTPUT, 0, tunnel_stream(t));
+        set64(at + FRAME_HEADER, tunnel_sent(t));
+    }
+    tunnel_was_read(t, got, error, most);
+    return true;
+}
+
+/* Output of processes and tunnels in turn. */
+static void flush_streams(void) {
+    int pieces = 0;
+    for (;;) {
+        struct proc *p = proc_ready();
+        struct tunnel *t = pieces < TUNNEL_TURN ? tunnel_ready() : NULL;
+        if (!p && !t) return;
+        if (c.out_used - c.out_at >= MAX_DATA && !flush_queue()) return;
+        if (p && !proc_has_output(p)) proc_idle(p);
+        else if (p && !flush_output(p)) return;
+        pieces++;
+        if (t && !flush_tunnel(t)) return;
+    }
+}
+
 void conn_flush(void) {
     if (!conn_open()) return;
     if (!c.blocked && c.greeted) {
-        struct proc *p;
-        while ((p = proc_ready()) != NULL) {
-            if (c.out_used - c.out_at >= MAX_DATA && !flush_queue()) break;
-            if (proc_has_output(p)) {
-                if (!flush_output(p)) break;
-            } else {
-                proc_idle(p);
-            }
-        }
+        flush_streams();
         if (conn_open() && !c.blocked) flush_queue();
     }
     if (!conn_open()) return;
+    tunnels_hold();
     uint32_t want = c.out_used - c.out_at < OUT_ENOUGH ? (uint32_t)EPOLLIN : 0;
-    if (c.blocked) want |= EPOLLOUT;
+    if (c.blocked || tunnel_ready()) want |= EPOLLOUT;
     watch_set(&c.watch, want);
 }
 

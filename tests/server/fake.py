@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from runra.contract import FileEntry, SandboxInfo, WatchEvent
+from runra.contract import FileEntry, ImageInfo, ImagesPruned, Reference, SandboxInfo, WatchEvent
 from runra.errors import RunraError
 from runra.events import now_iso
 from runra.node.agent.types import AgentLost, Exit, Output, ProcessStatus
@@ -572,6 +572,52 @@ class Sandbox:
         return self.ooms
 
 
+class Images:
+    """Image names in memory: a pull is done as soon as it begins."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], ImageInfo] = {}
+
+    def add(self, name: str, organization_id: str, shared: bool) -> ImageInfo:
+        made = ImageInfo(reference=self._reference(name), shared=shared)
+        self.known["" if shared else organization_id, made.reference] = made
+        return made
+
+    @staticmethod
+    def _reference(name: str) -> str:
+        try:
+            return Reference.parse(name).short
+        except ValueError as error:
+            raise RunraError("INVALID_REQUEST", f"image {error}") from None
+
+    def _find(self, name: str, organization_id: str) -> tuple[str, str]:
+        for key in ((organization_id, self._reference(name)), ("", self._reference(name))):
+            if key in self.known:
+                return key
+        raise RunraError("INVALID_REQUEST", f"no image {name[:100]!r}", status=404)
+
+    def info(self, name: str, organization_id: str) -> ImageInfo:
+        return self.known[self._find(name, organization_id)]
+
+    def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]:
+        return [made for (owner, _), made in self.known.items() if owner in ("", organization_id)]
+
+    def begin(self, name: str, organization_id: str, credentials: Any, shared: bool | None) -> str:
+        return self.add(name, organization_id, credentials is None if shared is None else shared).reference
+
+    async def import_archive(self, chunks: Any, name: str | None, organization_id: str, *, shared: bool) -> ImageInfo:
+        if not [chunk async for chunk in chunks]:
+            raise RunraError("INVALID_REQUEST", "the archive is empty")
+        return self.add(name or "imported", organization_id, shared)
+
+    async def delete(self, name: str, organization_id: str) -> ImageInfo:
+        return self.known.pop(self._find(name, organization_id))
+
+    async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
+        gone = [key for key in self.known if key[0] in ("", organization_id)]
+        return ImagesPruned(references=[self.known.pop(key).reference for key in gone], freed_bytes=0)
+
+
 class Node:
     """`world` outlives a node as a machine outlives a server: what is in it is adopted by the next node."""
 
@@ -583,6 +629,7 @@ class Node:
         self.created = 0
         self.delay = 0.0
         self.fail: BaseException | None = None
+        self.images = Images()
 
     async def start(self) -> None:
         for sandbox in self.world.values():
@@ -592,6 +639,9 @@ class Node:
     async def close(self) -> None:
         self.world.clear()
         self.world.update(self.sandboxes)
+
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
+        return self.images.add(name, self.sandboxes[sandbox_id].organization_id, shared)
 
     async def create(self, sandbox_id: str, config: Any, organization_id: str) -> Sandbox:
         if self.fail:

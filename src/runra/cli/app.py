@@ -8,7 +8,19 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, keys, lifecycle, network, serving, terminal, watching
+from runra.cli import (
+    copying,
+    examination,
+    execution,
+    images,
+    keys,
+    lifecycle,
+    network,
+    ports,
+    serving,
+    terminal,
+    watching,
+)
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -79,11 +91,29 @@ _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
 
+image = typer.Typer(help="Pull, import, build and delete images.", no_args_is_help=True, rich_markup_mode=None)
+_add(image, "pull", images.pull)
+_add(image, "ls", images.ls)
+_add(image, "inspect", images.inspect)
+_add(image, "rm", images.rm)
+_add(image, "prune", images.prune)
+_add(image, "import", images.import_)
+_add(image, "build", images.build)
+app.add_typer(image, name="image")
+
 key = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 _add(key, "create", keys.create)
 _add(key, "ls", keys.ls)
 _add(key, "rm", keys.rm)
 app.add_typer(key, name="key")
+
+port = typer.Typer(help="Servers in a sandbox, seen from outside.", no_args_is_help=True, rich_markup_mode=None)
+_add(port, "expose", ports.expose)
+_add(port, "ls", ports.ls)
+_add(port, "close", ports.close)
+_add(port, "url", ports.url)
+_add(port, "revoke", ports.revoke)
+app.add_typer(port, name="port")
 
 auth = typer.Typer(help="Another name for `runra key`.", no_args_is_help=True, rich_markup_mode=None)
 _add(auth, "create-key", keys.create_key)

@@ -76,6 +76,13 @@ def serve(
     connections: Annotated[
         int | None, typer.Option("--connections", min=1, help="Most of one sandbox at once. [default: 1024]")
     ] = None,
+    registries: Annotated[
+        Path | None, typer.Option("--registries", help="JSON file about registries: mirrors, logins (docs/images.md).")
+    ] = None,
+    pull_on_create: Annotated[
+        bool, typer.Option("--pull-on-create/--no-pull-on-create", help="Pull images that a create names.")
+    ] = True,
+    pull_timeout: Annotated[float, typer.Option("--pull-timeout", min=1, help="Seconds a pull may take.")] = 900.0,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every call.")] = False,
 ) -> None:
     """Run the server until Ctrl-C or SIGTERM. Its sandboxes live on; the next server finds them."""
@@ -96,6 +103,9 @@ def serve(
         api_url=api_url,
         database_url=database_url,
         ranges=_ranges(ranges or []),
+        registries=registries,
+        pull_on_create=pull_on_create,
+        pull_timeout_s=pull_timeout,
         access_log=access_log,
         node={
             **node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),

@@ -42,7 +42,19 @@ from runra.contract.base import (
 )
 from runra.contract.exec import ExecRequest, ExecutionResult, ProcessInfo, ProcessStarted, SignalRequest
 from runra.contract.files import FileEntry, FileType, MkdirRequest, MoveRequest, WatchEvent
+from runra.contract.images import (
+    Credentials,
+    ImageCommit,
+    ImageInfo,
+    ImagePrune,
+    ImagePull,
+    ImagePulling,
+    ImagesPruned,
+    Reference,
+    same_image,
+)
 from runra.contract.network import REVEAL, Egress, Ingress, Network, NetworkSecret
+from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
     SandboxConfig,
@@ -58,6 +70,7 @@ __all__ = [
     "DISK_MB",
     "EXEC_TIMEOUT_MS",
     "IDLE_TIMEOUT_MS",
+    "LINK_MS",
     "MAX_BODY_BYTES",
     "MAX_COMMAND_BYTES",
     "MEMORY_MB",
@@ -65,6 +78,7 @@ __all__ = [
     "REVEAL",
     "TIMEOUT_MS",
     "AbsolutePath",
+    "Credentials",
     "Egress",
     "Env",
     "ExecRequest",
@@ -72,7 +86,13 @@ __all__ = [
     "FileEntry",
     "FileType",
     "Health",
+    "ImageCommit",
+    "ImageInfo",
     "ImageName",
+    "ImagePrune",
+    "ImagePull",
+    "ImagePulling",
+    "ImagesPruned",
     "Ingress",
     "KeyCreate",
     "KeyCreated",
@@ -89,10 +109,14 @@ __all__ = [
     "Page",
     "Pagination",
     "PathText",
+    "Port",
+    "PortExposed",
+    "PortRequest",
     "ProcessInfo",
     "ProcessStarted",
     "Profile",
     "Range",
+    "Reference",
     "Request",
     "Resources",
     "SandboxConfig",
@@ -101,8 +125,11 @@ __all__ = [
     "SandboxState",
     "Scope",
     "SignalRequest",
+    "SignedUrl",
+    "SignedUrlRequest",
     "TerminationReason",
     "Text",
     "WatchEvent",
     "Wire",
+    "same_image",
 ]

@@ -9,19 +9,20 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from runra.contract import Network, SandboxConfig, TerminationReason
-from runra.errors import RunraError
+from runra.contract import ImageInfo, Network, SandboxConfig, TerminationReason
+from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
 from runra.node.images import Resolver, RootFilesystem, host
+from runra.node.images.store import Images
 from runra.node.isolation import Box, Isolation, walls
 from runra.node.launcher import Launcher
 from runra.node.network import host as network
@@ -31,8 +32,6 @@ from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 
 log = logging.getLogger(__name__)
-
-_NO_PORTS: Final = "this server exposes no ports yet: leave network.ingress out"
 
 
 class Node:
@@ -59,6 +58,7 @@ class Node:
         self._host_image: RootFilesystem | None = None
         self._network: network.HostNetwork | None = None
         self._no_network = "this server was told to give sandboxes none"
+        self.images = Images(settings, self._launcher, events, self._ids)
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
@@ -82,6 +82,8 @@ class Node:
         self._tell_unheld()
         self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
+        await self.images.start(self._hierarchies)
+        self.images.layers.users.append(self._layers_in_use)
         await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
         known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
@@ -93,6 +95,7 @@ class Node:
             stale.thaw()
             stale.kill()
             await self._quietly(stale.remove())
+        self.images.collect()
         for folder in self._trash.iterdir():
             self._clean(self._delete(folder))
 
@@ -104,6 +107,7 @@ class Node:
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
+        await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
         if self._network is not None:
@@ -212,8 +216,6 @@ class Node:
         return sandbox
 
     def _check(self, config: SandboxConfig) -> Isolation:
-        if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_PORTS, details={"field": "network.ingress"})
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
         isolation = walls.choose(self._isolations, config.isolation)
         self._check_egress(config.network, isolation)
@@ -224,7 +226,7 @@ class Node:
         """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
-        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or _no_image
+        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(None) as self._resolving[sandbox.id]:
@@ -274,6 +276,25 @@ class Node:
         finally:
             os.close(place.netns)
 
+    async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
+        """Make an image of a sandbox's files as they are now. It stands still meanwhile.
+
+        Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        sandbox = self.sandboxes.get(sandbox_id)
+        if sandbox is None:
+            raise not_found(sandbox_id)
+        async with sandbox.still():
+            return await self.images.commit(
+                sandbox.record.root,
+                sandbox.folder / "upper0",
+                name,
+                sandbox.config.image,
+                sandbox.organization_id,
+                shared=shared,
+                step=step,
+            )
+
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
         limits = record.config.resources
@@ -320,6 +341,22 @@ class Node:
                 return first
         raise RunraError("RESOURCE_EXHAUSTED", "no free range of user ids; terminate some sandboxes")
 
+    @contextlib.contextmanager
+    def _ids(self) -> Iterator[int | None]:
+        """A range of ids for work behind a wall of its own; None where there is only our own."""
+        if not self._root:
+            yield None
+            return
+        first = self._take_ids()
+        try:
+            yield first
+        finally:
+            self._taken.discard(first)
+
+    def _layers_in_use(self) -> Iterator[Path]:
+        for sandbox in self.sandboxes.values():
+            yield from sandbox.record.root.layers
+
     async def _changed(self, sandbox: Sandbox) -> None:
         if self.on_change is not None:
             await self.on_change(sandbox)
@@ -333,6 +370,7 @@ class Node:
 
     def _gone(self, sandbox: Sandbox) -> None:
         self.sandboxes.pop(sandbox.id, None)
+        self.images.released()
         if (waiting := self._resolving.get(sandbox.id)) is not None:
             waiting.reschedule(0)
         if sandbox.record.first_id is not None:
@@ -367,16 +405,6 @@ class Node:
             await work
         except (RunraError, OSError, TimeoutError, asyncio.CancelledError) as error:
             log.warning("left for the next start: %s", error)
-
-
-@asynccontextmanager
-async def _no_image(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
-    raise RunraError(
-        "INVALID_REQUEST",
-        f"no image {name!r} on this server; 'host' is there",
-        details={"field": "image", "value": name},
-    )
-    yield  # the type of a generator; never reached
 
 
 def _listen(path: Path) -> socket.socket:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import Network, SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import Network, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
@@ -144,11 +144,12 @@ class Sandbox:
     def _shown_network(self) -> dict[str, Any]:
         """The policy in force, defaults included; of secrets everything but their values."""
         network = self.record.config.network or Network()
-        shown = network.shown()
+        shown = {name: value for name, value in network.shown().items() if name == "secrets"}
         # Without a network nothing is reachable, whatever was left to the default.
         closed = self.record.network_index is None or (self.guest is not None and self.guest.policy.mode == "none")
         default = "deny" if closed else effective_default(network.egress)
-        return {**shown, "egress": {"allow": network.egress.allow if network.egress else [], "default": default}}
+        egress = {"allow": network.egress.allow if network.egress else [], "default": default}
+        return {"egress": egress, **_ingress(self.record.config), **shown}
 
     def ran_ms(self) -> int:
         """Time spent running so far, in ms; paused time does not count."""
@@ -401,6 +402,23 @@ class Sandbox:
         """End what never ran or cannot be adopted, with its event and its reason."""
         await self._own(self._terminate(reason))
 
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Nothing in it moves while this is entered, and no transition begins; a running one runs on afterwards.
+
+        Raises INVALID_STATE unless it is running or paused."""
+        async with self._turn:
+            if self.record.state not in ("running", "paused"):
+                self._require_running()
+            running = self.record.state == "running"
+            if running:
+                await self._freeze()
+            try:
+                yield
+            finally:
+                if running:
+                    self._thaw()
+
     # --- the parts of a transition ---
 
     async def _freeze(self) -> None:
@@ -538,6 +556,12 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
+
+
+def _ingress(config: SandboxConfig) -> dict[str, Any]:
+    """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
+    ingress = config.network.ingress if config.network else None
+    return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}
 
 
 def _bytes_below(folder: Path) -> int:

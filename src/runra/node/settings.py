@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +16,23 @@ IDS_PER_SANDBOX: Final = 65_536
 
 
 DiskMode = Literal["auto", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """One registry, by the host in an image's name.
+
+    `mirrors` are base URLs tried before it, in order. `insecure` allows plain HTTP and any certificate. `ca_file` is
+    a PEM file of further authorities. `username` and `password` are the operator's own login: what it can fetch,
+    every organization may use. `private` lets a create reach it although its address is no public one.
+    """
+
+    mirrors: tuple[str, ...] = ()
+    insecure: bool = False
+    ca_file: Path | None = None
+    username: str = ""
+    password: str = field(default="", repr=False)
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,17 @@ class NodeSettings:
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    #: Whether a create may fetch an image that is not here.
+    pull_on_create: bool = True
+    #: Seconds a pull may take, from the first byte to the last file.
+    pull_timeout: float = 900.0
+    #: Registries by host, where the defaults do not do: mirrors, logins, certificates.
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    #: MB one image may take unpacked, and files in one layer; a bomb ends here.
+    max_image_mb: int = 32_768
+    max_image_entries: int = 2_000_000
+    #: MB that pulls and unpacking leave free on the data folder's disk.
+    min_free_mb: int = 1024
 
     @property
     def sandboxes_dir(self) -> Path:

@@ -220,6 +220,23 @@ class RawPage(Wire):
     pagination: Pagination
 
 
+@dataclass(frozen=True)
+class ImageProgress:
+    """How far a pull is: bytes that came of those there are, layers that are ready of those there are."""
+
+    done_bytes: int
+    total_bytes: int
+    layers_done: int
+    layers: int
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> ImageProgress:
+        """From the data of an `image.progress` event."""
+        names = ("doneBytes", "totalBytes", "layersDone", "layers")
+        numbers = (data.get(name) for name in names)
+        return cls(*(number if isinstance(number, int) else 0 for number in numbers))
+
+
 class TerminalExit(Wire):
     """How a terminal's command ended."""
 

@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, get_args
 
-from runra.contract import KeyCreate, KeyCreated, KeyInfo, KeyLimits, OrganizationInfo, Resources, SandboxConfig, Scope
+from runra.contract import (
+    KeyCreate,
+    KeyCreated,
+    KeyInfo,
+    KeyLimits,
+    OrganizationInfo,
+    Resources,
+    SandboxConfig,
+    Scope,
+    same_image,
+)
 from runra.errors import RunraError, not_found
 from runra.events import now_iso
 from runra.ids import new_id
@@ -133,8 +143,7 @@ class Access:
         if limits is None:
             return
         asked: Resources = config.resources
-        if limits.images is not None and config.image not in limits.images:
-            raise _limited("image", config.image, f"one of {', '.join(limits.images) or 'none'}")
+        Access.require_image(key, config.image)
         for field, value, most in (
             ("resources.cpu", asked.cpu, limits.cpu),
             ("resources.memoryMb", asked.memory_mb, limits.memory_mb),
@@ -142,6 +151,13 @@ class Access:
         ):
             if most is not None and value > most:
                 raise _limited(field, value, f"at most {most}")
+
+    @staticmethod
+    def require_image(key: Key, image: str) -> None:
+        """The image is one the key is for, however its name is written."""
+        allowed = key.limits.images if key.limits else None
+        if allowed is not None and not any(same_image(image, one) for one in allowed):
+            raise _limited("image", image, f"one of {', '.join(allowed) or 'none'}")
 
     # --- keys -----------------------------------------------------------------------------------------------
 

@@ -51,8 +51,19 @@ class ServerSettings:
     heartbeat_s: float = 15.0
     #: A client that reads nothing, or sends nothing of a body it announced, is dropped after this.
     stall_s: float = 300.0
-    #: Longest a create may take, the image included.
+    #: Most connections to one sandbox's ports at once.
+    preview_connections: int = 512
+    #: A preview's request or answer in which nothing moves is cut off after this; a WebSocket after the second.
+    preview_idle_s: float = 300.0
+    preview_socket_idle_s: float = 3600.0
+    #: Longest a create may take once its image is here.
     create_timeout_s: float = 120.0
+    #: Longest a pull may take, also one that a create waits for.
+    pull_timeout_s: float = 900.0
+    #: Whether a create may pull an image that is not here.
+    pull_on_create: bool = True
+    #: A JSON file about registries: mirrors, logins, certificates (docs/images.md).
+    registries: Path | None = None
     #: How long a stopping server waits for calls in flight.
     shutdown_s: float = 10.0
     #: Terminated sandboxes stay listed this long.

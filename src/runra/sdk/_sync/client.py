@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runra.contract import Health
     from runra.sdk._sync.admin import ApiKeys, Organizations
     from runra.sdk._sync.events import EventStream
+    from runra.sdk._sync.images import Images
     from runra.sdk._sync.sandboxes import Sandboxes
 
 
@@ -48,6 +49,14 @@ class Runra:
     def sandboxes(self) -> Sandboxes:
         """Create, find and end sandboxes."""
         return self._sandboxes
+
+    @property
+    def images(self) -> Images:
+        """Pull, import, build, list and delete images (changing them: scope `admin:*`)."""
+        # Made when asked for: few clients do, and `import runra` need not pay for it.
+        from runra.sdk._sync.images import Images
+
+        return Images(self._api)
 
     @property
     def api_keys(self) -> ApiKeys:

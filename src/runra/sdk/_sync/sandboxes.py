@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: How long an interrupted create may take to be found and taken back, in ms.
 _UNDO_MS = 10_000
+#: How long the server may take to pull an image, in ms.
+_PULL_MS = 900_000
 
 
 class Sandboxes:
@@ -51,7 +53,9 @@ class Sandboxes:
         body = checked(Config, merged(config, options, "create")).to_wire(REVEAL)
         key = idempotency_key or new_key()
         try:
-            answer = self._api.call("POST", "/sandboxes", content=body, key=key)
+            answer = self._api.call(
+                "POST", "/sandboxes", content=body, key=key, timeout_ms=self._patience_ms(body["image"])
+            )
         except Exception as error:
             _name_key(error, key)
             raise
@@ -59,6 +63,11 @@ class Sandboxes:
             undo(lambda: self._take_back(body, key))
             raise
         return self._one(answer, "POST /sandboxes")
+
+    def _patience_ms(self, image: str) -> int | None:
+        """An image that is not on the server yet is pulled first, which the server bounds."""
+        local = image == "host" or image.startswith("snapshot:")
+        return None if local else self._api.settings.timeout_ms + _PULL_MS
 
     def _take_back(self, body: dict[str, Any], key: str) -> None:
         """Terminate what an interrupted create made: the same key finds it."""

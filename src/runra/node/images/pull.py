@@ -1,0 +1,211 @@
+"""One pull: from a reference to layers that are here, told on the event stream as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from runra.contract import Credentials, Reference
+from runra.errors import RunraError
+from runra.events import EventLog, EventType, now_iso
+from runra.node.images.download import Download
+from runra.node.images.layers import EVERYBODY, Layer, Layers, layer_id
+from runra.node.images.manifest import INDEXES, Config, Descriptor, Index, Manifest, check, choose, parse
+from runra.node.images.record import Image, image_of
+from runra.node.images.registry import Registry
+from runra.node.settings import NodeSettings
+
+#: Layers of one image that are fetched at once.
+_AT_ONCE: Final = 3
+#: Seconds between two `image.progress` events of one pull.
+_TELL_EVERY: Final = 0.5
+
+
+class Progress:
+    """How far an image is, and who wants to hear of it."""
+
+    def __init__(self, reference: Reference, events: EventLog) -> None:
+        self.reference = reference
+        #: Organizations that asked for it.
+        self.organizations: set[str] = set()
+        self.total_bytes = 0
+        self.layers = 0
+        self.layers_done = 0
+        self._done: dict[str, int] = {}
+        self._events = events
+
+    @property
+    def done_bytes(self) -> int:
+        return sum(self._done.values())
+
+    def have(self, digest: str, count: int) -> None:
+        self._done[digest] = count
+
+    def tell(self, kind: EventType, **data: Any) -> None:
+        for organization_id in self.organizations:
+            self._events.publish(kind, "", {"reference": self.reference.short, **data}, organization_id=organization_id)
+
+    async def keep_telling(self) -> None:
+        """Whenever something has changed, until cancelled."""
+        told: dict[str, Any] = {}
+        while True:
+            now = {
+                "doneBytes": self.done_bytes,
+                "totalBytes": self.total_bytes,
+                "layersDone": self.layers_done,
+                "layers": self.layers,
+            }
+            if now != told:
+                self.tell("image.progress", **now)
+                told = now
+            await asyncio.sleep(_TELL_EVERY)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to pull, for whom, and whether it may come from an address that is not public."""
+
+    reference: Reference
+    scope: str
+    credentials: Credentials | None
+    private: bool
+
+    @property
+    def key(self) -> tuple[str, str, str, bool]:
+        """The same for two that are one pull. Another login is another pull: it may be the wrong one."""
+        login = ""
+        if self.credentials is not None:
+            secret = f"{self.credentials.username}\0{self.credentials.password.get_secret_value()}"
+            login = hashlib.sha256(secret.encode()).hexdigest()
+        return str(self.reference), self.scope, login, self.private
+
+
+class Puller:
+    """Fetches images from registries. A layer that two images have is fetched once, also at the same time."""
+
+    def __init__(self, layers: Layers, settings: NodeSettings) -> None:
+        self._layers = layers
+        self._settings = settings
+        self._parts = settings.images_dir / "parts"
+        self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def pull(self, wanted: Wanted, progress: Progress, keep: Callable[[Image], None]) -> None:
+        """Fetch it, and hand its record to `keep` while its layers cannot be deleted."""
+        self._parts.mkdir(mode=0o700, exist_ok=True)
+        reference = wanted.reference
+        what = f"image {reference.short}"
+        telling = asyncio.create_task(progress.keep_telling(), name="image progress")
+        try:
+            async with (
+                Registry(reference, self._settings.registries, wanted.credentials, private=wanted.private) as registry,
+                AsyncExitStack() as held,
+            ):
+                digest, manifest = await self._manifest(registry, reference, what)
+                config = parse(Config, await registry.config(manifest.config), f"the config of {what}")
+                check(manifest, config, what)
+                blobs = {layer.digest: layer.size for layer in manifest.layers}
+                progress.total_bytes, progress.layers = sum(blobs.values()), len(manifest.layers)
+                unknown: list[str | None] = [None] * len(manifest.layers)
+                diff_ids = list(config.root_fs.diff_ids) or unknown
+                at_once = asyncio.Semaphore(_AT_ONCE)
+
+                async def one(blob: Descriptor, diff_id: str | None) -> Layer:
+                    async with at_once:
+                        layer = await self._layer(registry, blob, diff_id, wanted.scope, progress, held)
+                    progress.layers_done += 1
+                    return layer
+
+                pairs = zip(manifest.layers, diff_ids, strict=True)
+                layers = await together([one(blob, diff_id) for blob, diff_id in pairs])
+                size = sum(layer.bytes for layer in layers)
+                if size > self._settings.max_image_mb << 20:
+                    raise RunraError(
+                        "INVALID_REQUEST", f"{what} is larger than the {self._settings.max_image_mb} MB allowed here"
+                    )
+                keep(
+                    image_of(
+                        config,
+                        reference=reference,
+                        scope=wanted.scope,
+                        digest=digest,
+                        layers=[layer.id for layer in layers],
+                        size=size,
+                        source="registry",
+                        added_at=now_iso(),
+                    )
+                )
+        finally:
+            telling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await telling
+
+    async def _manifest(self, registry: Registry, reference: Reference, what: str) -> tuple[str, Manifest]:
+        """The manifest for this machine, and the digest the reference stands for."""
+        data, kind, digest = await registry.manifest(reference.digest or reference.tag, reference.digest or None)
+        if kind in INDEXES or b'"manifests"' in data:
+            chosen = choose(parse(Index, data, f"the index of {what}"), what)
+            data, _, _ = await registry.manifest(chosen.digest, chosen.digest)
+        if b'"fsLayers"' in data:
+            raise RunraError(
+                "INVALID_REQUEST", f"{what} is in Docker's first format, which no engine reads; rebuild it"
+            )
+        return digest, parse(Manifest, data, f"the manifest of {what}")
+
+    async def _layer(
+        self,
+        registry: Registry,
+        blob: Descriptor,
+        diff_id: str | None,
+        scope: str,
+        progress: Progress,
+        held: AsyncExitStack,
+    ) -> Layer:
+        lock = self._busy.setdefault((scope, blob.digest), asyncio.Lock())
+        async with lock:
+            held.enter_context(self._layers.pinned([layer_id(blob.digest)]))
+            layer = self._layers.find(blob.digest)
+            if layer is not None and layer.open_to(scope):
+                progress.have(blob.digest, blob.size)
+                return layer
+            part = self._part(blob, scope)
+            download = Download(part, blob, self._settings.min_free_mb, lambda count: progress.have(blob.digest, count))
+            file = await download.fetch(registry)
+            try:
+                return await self.have(file, blob.digest, diff_id, scope)
+            finally:
+                file.close()
+                part.unlink(missing_ok=True)
+
+    async def have(self, file: FileIO, digest: str, diff_id: str | None, scope: str) -> Layer:
+        """The layer of a blob that has come whole for `scope`. The caller has pinned it."""
+        lock = self._busy.setdefault(("unpack", digest), asyncio.Lock())
+        async with lock:
+            layer = self._layers.find(digest)
+            if layer is None:
+                return await self._layers.unpack(file, digest, diff_id, scope)
+            self._layers.note(layer, scope)
+            return layer
+
+    def _part(self, blob: Descriptor, scope: str) -> Path:
+        """Apart for each scope: whoever fetches only the end of another's blob has not had it."""
+        owner = hashlib.sha256(scope.encode()).hexdigest()[:16] if scope != EVERYBODY else "everybody"
+        return self._parts / f"{owner}-{blob.digest.removeprefix('sha256:')}"
+
+
+async def together(works: list[Coroutine[Any, Any, Layer]]) -> list[Layer]:
+    """All of them at once; the first failure ends the others, and is raised as it is."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,373 @@
+"""A client of image registries: OCI distribution specification 1.1, Docker registry v2 with its tokens.
+
+What a registry answers is hostile input: sizes are bounded, digests checked while bytes come, redirects lose the
+login on their way to another host, and a create (which any tenant may send) reaches public addresses only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from runra.contract import Credentials, Reference
+from runra.errors import RunraError
+from runra.node.images.addresses import PublicOnly, refuse_private
+from runra.node.images.manifest import INDEXES, MANIFESTS, MOST_CONFIG, MOST_MANIFEST, Descriptor, digest_of
+from runra.node.settings import RegistrySettings
+
+log = logging.getLogger(__name__)
+
+#: Where Docker's registry answers; the name in references is another one.
+_API_HOSTS: Final = {"docker.io": "registry-1.docker.io"}
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_ACCEPT: Final = ", ".join((*INDEXES, *MANIFESTS))
+_REDIRECTS: Final = 5
+_ATTEMPTS: Final = 5
+_MOST_TOKEN: Final = 1 << 20
+#: Longest wait a registry may ask for before we give up instead, in seconds.
+_MOST_PATIENCE: Final = 30.0
+#: Seconds without a byte, and for a connection.
+_STALL: Final = 60.0
+_CONNECT: Final = 20.0
+_CHUNK: Final = 1 << 20
+_CHALLENGE: Final = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
+
+
+Done = TypeVar("Done")
+
+
+class TryAgain(Exception):
+    """It may work in a moment; `wait` is what the registry asked for, in seconds."""
+
+    def __init__(self, error: RunraError, wait: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server that may have an image: a mirror or the registry itself."""
+
+    base: URL
+    host: str
+    settings: RegistrySettings
+    upstream: bool
+
+
+class Registry:
+    """One image's registry and its mirrors, for one pull. `credentials` are sent to the registry alone.
+
+    Use as a context manager. `private` allows addresses that are not public.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        configured: Mapping[str, RegistrySettings],
+        credentials: Credentials | None,
+        *,
+        private: bool,
+    ) -> None:
+        self._reference = reference
+        self._configured = configured
+        self._credentials = credentials
+        own = configured.get(reference.host, RegistrySettings())
+        self._private = private or own.private
+        self._endpoints = [
+            Endpoint(
+                URL(mirror), URL(mirror).authority, configured.get(URL(mirror).authority, RegistrySettings()), False
+            )
+            for mirror in own.mirrors
+        ]
+        host = _API_HOSTS.get(reference.host, reference.host)
+        self._endpoints.append(Endpoint(URL(f"https://{host}"), host, own, True))
+        #: By host: the login in use, and the base URL where it is another one than configured.
+        self._headers: dict[str, str] = {}
+        self._bases: dict[str, URL] = {}
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    async def __aenter__(self) -> Registry:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    # --- what a pull needs ---
+
+    async def manifest(self, reference: str, expected: str | None = None) -> tuple[bytes, str, str]:
+        """A manifest or index by tag or digest: its bytes, media type and digest."""
+        data, kind = await self._small(f"manifests/{reference}", MOST_MANIFEST, {"Accept": _ACCEPT}, expected)
+        return data, kind, digest_of(data)
+
+    async def config(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > MOST_CONFIG:
+            raise RunraError("INVALID_REQUEST", f"{self._reference.short}: its config is {descriptor.size} bytes long")
+        data, _ = await self._small(f"blobs/{descriptor.digest}", descriptor.size, {}, descriptor.digest)
+        return data
+
+    async def blob(self, digest: str, start: int, sink: Callable[[bytes, int], None]) -> None:
+        """Hand on a blob's bytes from `start`, in order, as `sink(bytes, offset)` in a thread. A registry that does
+        not know ranges sends all of it again: then offsets begin at 0. Raises what `sink` raises."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        async with self._get(f"blobs/{digest}", headers) as response:
+            offset = start
+            if response.status == 200:
+                offset = 0
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise TryAgain(self._strange(response, "sent another range than was asked for"))
+            try:
+                async for part in response.content.iter_chunked(_CHUNK):
+                    await asyncio.to_thread(sink, part, offset)
+                    offset += len(part)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise TryAgain(self._lost(response.url.host or "", error)) from None
+
+    async def retried(self, work: Callable[[], Awaitable[Done]], progress: Callable[[], int] = lambda: 0) -> Done:
+        """Do it again, with growing waits, as long as that can help: at most five times without any progress."""
+        attempt, reached = 0, progress()
+        while True:
+            try:
+                return await work()
+            except TryAgain as again:
+                if progress() > reached:
+                    attempt, reached = 0, progress()
+                wait = again.wait if again.wait is not None else 0.2 * 3**attempt
+                attempt += 1
+                if attempt == _ATTEMPTS or wait > _MOST_PATIENCE:
+                    raise again.error from None
+                log.info("image %s: %s; trying again in %.1f s", self._reference.short, again.error.message, wait)
+                await asyncio.sleep(wait)
+
+    # --- requests ---
+
+    async def _small(self, path: str, most: int, headers: dict[str, str], expected: str | None) -> tuple[bytes, str]:
+        async def once() -> tuple[bytes, str]:
+            async with self._get(path, headers) as response:
+                try:
+                    data = await _read(response, most)
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    raise TryAgain(self._lost(response.url.host or "", error)) from None
+                if data is None:
+                    raise self._strange(response, f"sent more than {most} bytes")
+                if expected is not None and digest_of(data) != expected:
+                    raise TryAgain(self._strange(response, f"sent other content than {expected}"))
+                return data, response.headers.get("Content-Type", "").partition(";")[0].strip()
+
+        return await self.retried(once)
+
+    @asynccontextmanager
+    async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The first good answer of the mirrors and the registry, in their order."""
+        failure: RunraError | TryAgain | None = None
+        for endpoint in self._endpoints:
+            try:
+                response = await self._ask(endpoint, path, headers)
+            except (RunraError, TryAgain) as error:
+                failure = error
+                continue
+            try:
+                yield response
+            finally:
+                response.close()
+            return
+        assert failure is not None
+        raise failure
+
+    async def _ask(self, endpoint: Endpoint, path: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        base = self._bases.get(endpoint.host, endpoint.base)
+        try:
+            response = await self._follow(endpoint, base / "v2" / self._reference.repository / path, headers)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise RunraError(
+                "INVALID_REQUEST",
+                f"registry {endpoint.host}: its certificate is not trusted ({error.certificate_error}); name its "
+                "authority with caFile in the registries file, or allow it there with insecure",
+                details={"host": endpoint.host},
+            ) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            # What speaks no TLS may be spoken to without it, where the operator said so and on this machine itself.
+            plain = endpoint.settings.insecure or endpoint.base.host in _LOOPBACK
+            if plain and base.scheme == "https" and isinstance(error, aiohttp.ClientSSLError):
+                self._bases[endpoint.host] = base.with_scheme("http")
+                return await self._ask(endpoint, path, headers)
+            raise TryAgain(self._lost(endpoint.host, error)) from None
+        if response.status in (200, 206):
+            return response
+        response.close()
+        raise self._refused(endpoint, response)
+
+    async def _follow(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """Answer a challenge once, and go where a registry sends us, without its login."""
+        login = self._headers.get(endpoint.host)
+        asked = False
+        first = url
+        for _ in range(_REDIRECTS):
+            own = url.authority == first.authority and url.scheme == first.scheme
+            sent = {**headers, **({"Authorization": login} if login and own else {})}
+            response = await self._send(endpoint, url, sent)
+            if response.status == 401 and own and not asked:
+                asked = True
+                response.close()
+                login = await self._login(endpoint, response, url)
+                if login is None:
+                    return response
+                self._headers[endpoint.host] = login
+                continue
+            if response.status not in (301, 302, 303, 307, 308):
+                return response
+            response.close()
+            target = response.headers.get("Location")
+            if not target:
+                raise self._strange(response, "redirects to nowhere")
+            url = url.join(URL(target, encoded=True))
+            if url.scheme != "https" and not (url.scheme == "http" and first.scheme == "http"):
+                raise self._strange(response, f"redirects to {url.scheme}, which is not safe")
+        raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} redirects in circles")
+
+    async def _send(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        if not self._private:
+            refuse_private(url)
+        return await self._session(endpoint).get(url, headers=headers, allow_redirects=False)
+
+    def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
+        if endpoint.host not in self._sessions:
+            settings = endpoint.settings
+            context = ssl.create_default_context(cafile=None)
+            if settings.ca_file is not None:
+                try:
+                    context.load_verify_locations(settings.ca_file)
+                except (OSError, ssl.SSLError) as error:
+                    raise RunraError("INVALID_CONFIG", f"caFile {settings.ca_file}: {error}") from None
+            if settings.insecure:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            resolver = None if self._private else PublicOnly()
+            self._sessions[endpoint.host] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context, resolver=resolver, limit=8),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_STALL),
+                auto_decompress=False,
+                headers={"User-Agent": "runra"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._sessions[endpoint.host]
+
+    # --- logging in ---
+
+    def _known(self, endpoint: Endpoint) -> tuple[str, str] | None:
+        """The login for an endpoint: the caller's for the registry itself, else the operator's for that host."""
+        if endpoint.upstream and self._credentials is not None:
+            return self._credentials.username, self._credentials.password.get_secret_value()
+        if endpoint.settings.username:
+            return endpoint.settings.username, endpoint.settings.password
+        return None
+
+    async def _login(self, endpoint: Endpoint, response: aiohttp.ClientResponse, url: URL) -> str | None:
+        """The Authorization header a challenge asks for; None when there is nothing to answer it with."""
+        scheme, _, rest = response.headers.get("WWW-Authenticate", "").partition(" ")
+        known = self._known(endpoint)
+        basic = None
+        if known is not None:
+            basic = "Basic " + base64.b64encode(f"{known[0]}:{known[1]}".encode()).decode()
+        if scheme.lower() == "basic":
+            return basic
+        if scheme.lower() != "bearer":
+            return None
+        asked = {name.lower(): value for name, value in _CHALLENGE.findall(rest)}
+        realm = URL(asked.get("realm", ""))
+        # The login goes to the realm: never over plain HTTP when the registry itself was reached over TLS.
+        if not realm.host or realm.scheme not in (("https",) if url.scheme == "https" else ("http", "https")):
+            raise self._strange(response, "asks for a login at an address that is not safe")
+        query = {"scope": asked.get("scope") or f"repository:{self._reference.repository}:pull"}
+        if "service" in asked:
+            query["service"] = asked["service"]
+        answer = await self._send(endpoint, realm.update_query(query), {"Authorization": basic} if basic else {})
+        try:
+            if answer.status != 200:
+                raise self._refused(endpoint, answer)
+            body = await _read(answer, _MOST_TOKEN)
+        finally:
+            answer.close()
+        try:
+            told = json.loads(body or b"")
+            token = told.get("token") or told.get("access_token")
+        except (ValueError, AttributeError):
+            token = None
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise self._strange(response, "gave no token")
+        return f"Bearer {token}"
+
+    # --- what went wrong ---
+
+    def _refused(self, endpoint: Endpoint, response: aiohttp.ClientResponse) -> RunraError | TryAgain:
+        name, host, status = self._reference.short, endpoint.host, response.status
+        details = {"reference": name, "host": host, "status": status}
+        if status in (401, 403):
+            had = "the login it was given" if self._known(endpoint) else "a call without a login"
+            return RunraError(
+                "INVALID_REQUEST",
+                f"registry {host} answers {had} with {status} for {name}: there is no such image, or it is private; "
+                "check the name, or pull it with credentials (runra image pull --username)",
+                details=details,
+            )
+        if status == 404:
+            return RunraError(
+                "INVALID_REQUEST", f"registry {host} has no image {name}; check name and tag", details=details
+            )
+        if status == 429:
+            wait = response.headers.get("Retry-After", "")
+            error = RunraError(
+                "RATE_LIMITED",
+                f"registry {host} limits how often it is asked; wait, use a login or a mirror",
+                details=details,
+            )
+            return TryAgain(error, float(wait) if wait.isdigit() else None)
+        error = RunraError(
+            "INTERNAL_ERROR",
+            f"registry {host} answered {status} for {name}",
+            details=details,
+            status=502,
+            retryable=True,
+        )
+        return TryAgain(error) if status >= 500 else error
+
+    def _lost(self, host: str, error: BaseException) -> RunraError:
+        why = str(error) or ("nothing came in time" if isinstance(error, TimeoutError) else type(error).__name__)
+        return RunraError(
+            "INTERNAL_ERROR",
+            f"registry {host} cannot be reached for {self._reference.short}: {why[:300]}",
+            details={"reference": self._reference.short, "host": host},
+            status=502,
+            retryable=True,
+        )
+
+    def _strange(self, response: aiohttp.ClientResponse, what: str) -> RunraError:
+        return RunraError(
+            "INVALID_REQUEST",
+            f"registry {response.url.host} {what} ({self._reference.short})",
+            details={"reference": self._reference.short, "host": response.url.host},
+        )
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
+    """The body, or None when it is longer than it may be."""
+    found = bytearray()
+    deadline = time.monotonic() + _STALL
+    async for part in response.content.iter_chunked(65_536):
+        found += part
+        if len(found) > most or time.monotonic() > deadline:
+            return None
+    return bytes(found)

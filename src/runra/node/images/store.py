@@ -1,0 +1,313 @@
+"""The images of this node: found by name, pulled when they are not here, deleted when nobody needs them.
+
+Who may use an image: `scope` EVERYBODY for what was pulled without a login (or shared on purpose), else the one
+organization that pulled, imported or made it. An organization's own image comes before everybody's of the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from runra.contract import Credentials, ImageInfo, ImagesPruned, Reference
+from runra.errors import RunraError
+from runra.events import EventLog
+from runra.node.cgroups import Hierarchies
+from runra.node.images import Overlay, RootFilesystem, skeleton
+from runra.node.images.layers import EVERYBODY, Layers, write_whole
+from runra.node.images.pull import Progress, Puller, Wanted
+from runra.node.images.record import Image
+from runra.node.images.unpack import TakeIds, Unpacker
+from runra.node.launcher import Launcher
+from runra.node.settings import NodeSettings
+
+log = logging.getLogger(__name__)
+
+#: Pulls under way at once; who comes then is told to come back.
+_MOST_PULLS: Final = 16
+#: Seconds after which what is left of a broken pull goes, when something is pruned or the server starts.
+_PART_AGE: Final = 24 * 3600.0
+
+
+def reference_of(name: str) -> Reference:
+    """Raises INVALID_REQUEST for what is no image's name."""
+    try:
+        return Reference.parse(name)
+    except ValueError as error:
+        raise RunraError("INVALID_REQUEST", f"image {error}", details={"field": "image", "value": name[:255]}) from None
+
+
+class Images:
+    """Names to images, and the pulls under way. `start` before use."""
+
+    def __init__(self, settings: NodeSettings, launcher: Launcher, events: EventLog, take_ids: TakeIds) -> None:
+        self.settings = settings
+        self.unpacker = Unpacker(launcher, settings, take_ids)
+        self.layers = Layers(settings.images_dir, launcher, self.unpacker)
+        self.puller = Puller(self.layers, settings)
+        self.events = events
+        self._records = settings.images_dir / "names"
+        self._known: dict[tuple[str, str], Image] = {}
+        self._pulls: dict[tuple[str, str, str, bool], tuple[asyncio.Task[None], Progress]] = {}
+        self._skeleton: tuple[Path, Path] | None = None
+
+    async def start(self, hierarchies: Hierarchies) -> None:
+        self.unpacker.hierarchies = hierarchies
+        self._records.mkdir(mode=0o700, exist_ok=True)
+        self._skeleton = await asyncio.to_thread(skeleton.prepare, self.settings.images_dir)
+        await self.layers.load()
+        for path in self._records.glob("*.json"):
+            try:
+                image = Image.model_validate_json(path.read_text())
+            except ValueError as error:
+                log.warning("image record %s is removed, it cannot be read: %s", path.name, error)
+                path.unlink()
+                continue
+            if all(self.layers.get(layer) for layer in image.layers):
+                self._known[image.scope, image.reference] = image
+            else:
+                log.warning("image %s is removed: a layer of it is gone", image.reference)
+                path.unlink()
+        self._old_parts()
+
+    async def close(self) -> None:
+        """End the pulls; what they fetched is taken up by the next."""
+        tasks = [task for task, _ in self._pulls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.layers.settled()
+
+    # --- finding ---
+
+    def find(self, reference: Reference, organization_id: str) -> Image | None:
+        for scope in (organization_id, EVERYBODY):
+            image = self._known.get((scope, str(reference)))
+            if image is not None:
+                return image
+        return None
+
+    def info(self, name: str, organization_id: str) -> ImageInfo:
+        """Raises INVALID_REQUEST (404) for what is not here, or not this organization's."""
+        reference = reference_of(name)
+        image = self.find(reference, organization_id)
+        if image is not None:
+            return self._info(image)
+        for _, progress in self._pulls.values():
+            if progress.reference == reference and organization_id in progress.organizations:
+                return ImageInfo(
+                    reference=reference.short,
+                    state="pulling",
+                    done_bytes=progress.done_bytes,
+                    total_bytes=progress.total_bytes,
+                )
+        raise no_image(reference)
+
+    def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]:
+        """What an organization may use, the newest first."""
+        found = [image for (scope, _), image in self._known.items() if scope in (organization_id, EVERYBODY)]
+        found.sort(key=lambda image: (image.added_at, image.reference), reverse=True)
+        return [self._info(image) for image in found if steps or not image.step]
+
+    def _info(self, image: Image) -> ImageInfo:
+        with contextlib.suppress(OSError):
+            used = datetime.fromtimestamp((self._records / image.file).stat().st_mtime, UTC)
+            return image.info(used.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
+        return image.info(None)
+
+    @asynccontextmanager
+    async def root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+        """The root an image's name stands for, pulled first when it is not here. Its layers stay while entered."""
+        reference = reference_of(name)
+        image = self.find(reference, organization_id)
+        if image is None:
+            if not self.settings.pull_on_create:
+                raise RunraError(
+                    "INVALID_REQUEST",
+                    f"no image {reference.short} on this server, which fetches none by itself; an administrator gets "
+                    "it with `runra image pull`",
+                    details={"field": "image", "value": name},
+                )
+            # A tenant's word: no login, and only to where anybody could go.
+            wanted = Wanted(reference, EVERYBODY, None, private=False)
+            task, _ = self.pull(wanted, organization_id)
+            await asyncio.shield(task)
+            image = self.find(reference, organization_id)
+            if image is None:  # deleted in the same moment
+                raise no_image(reference)
+        with self.layers.pinned(image.layers):
+            with contextlib.suppress(OSError):
+                os.utime(self._records / image.file)
+            yield self.root_of(image)
+
+    def root_of(self, image: Image) -> RootFilesystem:
+        assert self._skeleton is not None, "start() makes it"
+        top, base = self._skeleton
+        layers = [self.layers.path(layer) for layer in reversed(image.layers)]
+        return RootFilesystem((Overlay("/", (top, *layers, base)),), image.env)
+
+    # --- pulling ---
+
+    def pull(self, wanted: Wanted, organization_id: str) -> tuple[asyncio.Task[None], Progress]:
+        """Begin a pull, or join the one under way. It ends by itself, whoever waits for it or no longer does."""
+        if (flying := self._pulls.get(wanted.key)) is not None:
+            flying[1].organizations.add(organization_id)
+            return flying
+        if len(self._pulls) >= _MOST_PULLS:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED", f"{_MOST_PULLS} images are being pulled already; try again when one is here"
+            )
+        progress = Progress(wanted.reference, self.events)
+        progress.organizations.add(organization_id)
+        task = asyncio.create_task(self._pull(wanted, progress), name=f"pull {wanted.reference.short}")
+        # A failure nobody waits for is told by its event.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pulls[wanted.key] = task, progress
+        return task, progress
+
+    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> str:
+        """An administrator's pull, in the background: it may reach any address, and refreshes what is here. Returns
+        the image's short name, which its events carry."""
+        reference = reference_of(name)
+        everybody = credentials is None if shared is None else shared
+        scope = EVERYBODY if everybody else organization_id
+        self.pull(Wanted(reference, scope, credentials, private=True), organization_id)
+        return reference.short
+
+    async def import_archive(
+        self, chunks: AsyncIterable[bytes], name: str | None, organization_id: str, *, shared: bool
+    ) -> ImageInfo:
+        """Take an image from a file, as it comes: an OCI layout, `docker save`, or a root file system."""
+        # Imported here: an archive keeps its image through this very class.
+        from runra.node.images.archive import import_archive
+
+        image = await import_archive(self, chunks, name, EVERYBODY if shared else organization_id)
+        info = self._info(image)
+        self.events.publish("image.ready", "", {"reference": info.reference}, organization_id=organization_id)
+        return info
+
+    async def commit(
+        self, sandbox: RootFilesystem, upper: Path, name: str, made_of: str, organization_id: str, **how: bool
+    ) -> ImageInfo:
+        """An image of a sandbox's files; nothing in it moves meanwhile. `made_of` is the image it was created from."""
+        from runra.node.images.commit import commit
+
+        reference = reference_of(name)
+        base = None
+        with contextlib.suppress(ValueError):
+            base = self.find(Reference.parse(made_of), organization_id)
+        if base is not None and self.root_of(base).overlays != sandbox.overlays:
+            base = None  # the name means something else by now
+        scope = EVERYBODY if how["shared"] else organization_id
+        async with asyncio.timeout(self.settings.pull_timeout):
+            image = await commit(self, sandbox, upper, reference, base=base, scope=scope, step=how["step"])
+        return self._info(image)
+
+    async def _pull(self, wanted: Wanted, progress: Progress) -> None:
+        timeout = self.settings.pull_timeout
+        started = time.monotonic()
+        try:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self.puller.pull(wanted, progress, self.keep)
+            except TimeoutError:
+                raise RunraError(
+                    "INTERNAL_ERROR",
+                    f"image {wanted.reference.short} was not here within {timeout:.0f} s; what has come is kept: try "
+                    "again, or raise --pull-timeout",
+                    status=504,
+                    retryable=True,
+                ) from None
+            except OSError as error:
+                raise RunraError(
+                    "INTERNAL_ERROR", f"image {wanted.reference.short} could not be stored: {error}"
+                ) from error
+        except RunraError as error:
+            progress.tell("image.error", code=error.code, message=error.message, retryable=error.retryable)
+            raise
+        except asyncio.CancelledError:
+            progress.tell("image.error", code="INTERNAL_ERROR", message="the server is stopping", retryable=True)
+            raise
+        else:
+            duration = int((time.monotonic() - started) * 1000)
+            image = self._known[wanted.scope, str(wanted.reference)]
+            progress.tell("image.ready", digest=image.digest, sizeBytes=image.bytes, durationMs=duration)
+        finally:
+            del self._pulls[wanted.key]
+
+    def keep(self, image: Image) -> None:
+        """Make a name mean this image from now on. Its layers are here and held by the caller."""
+        write_whole(self._records / image.file, image.model_dump_json())
+        self._known[image.scope, image.reference] = image
+        self.collect()
+
+    # --- deleting ---
+
+    async def delete(self, name: str, organization_id: str) -> ImageInfo:
+        """Forget a name: the organization's own image, else everybody's. Sandboxes made from it live on."""
+        reference = reference_of(name)
+        image = self.find(reference, organization_id)
+        if image is None:
+            raise no_image(reference)
+        info = self._info(image)
+        self._forget(image)
+        self.collect()
+        self.events.publish("image.deleted", "", {"reference": info.reference}, organization_id=organization_id)
+        return info
+
+    def _forget(self, image: Image) -> None:
+        del self._known[image.scope, image.reference]
+        (self._records / image.file).unlink(missing_ok=True)
+
+    def collect(self) -> int:
+        """Delete layers that no image, no sandbox and nobody else names."""
+        return self.layers.collect(layer for image in self._known.values() for layer in image.layers)
+
+    def released(self) -> None:
+        """Somebody stopped using layers."""
+        if self.layers.awaited:
+            self.collect()
+
+    async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
+        """Forget images that no sandbox uses and none has used for so long; what is left of broken pulls goes too."""
+        busy = {path.name for user in self.layers.users for path in user()}
+        gone = []
+        for (scope, _), image in list(self._known.items()):
+            if scope not in (organization_id, EVERYBODY) or busy & set(image.layers):
+                continue
+            with contextlib.suppress(OSError):
+                if time.time() - (self._records / image.file).stat().st_mtime < unused_for_ms / 1000:
+                    continue
+            self._forget(image)
+            gone.append(Reference.parse(image.reference).short)
+        return ImagesPruned(references=sorted(gone), freed_bytes=self.collect() + self._old_parts())
+
+    def _old_parts(self) -> int:
+        freed = 0
+        for part in _files(self.settings.images_dir / "parts"):
+            about = part.stat()
+            if time.time() - about.st_mtime > _PART_AGE:
+                part.unlink()
+                freed += about.st_size
+        return freed
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def no_image(reference: Reference) -> RunraError:
+    return RunraError(
+        "INVALID_REQUEST",
+        f"no image {reference.short} on this server; list them with `runra image ls`",
+        details={"reference": reference.short},
+        status=404,
+    )

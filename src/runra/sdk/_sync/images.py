@@ -1,0 +1,244 @@
+"""Images: pull, import, build, commit, list, delete."""
+
+# Made from `_async/images.py` by scripts/generate_sync.py: change that one.
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+from runra.contract import ImageCommit, ImageInfo, ImagePrune, ImagePull, ImagePulling, ImagesPruned
+from runra.errors import RunraError
+from runra.sdk._sync.api import Api
+from runra.sdk._sync.events import EventStream
+from runra.sdk._sync.sandbox import Sandbox
+from runra.sdk._sync.sandboxes import Sandboxes
+from runra.sdk._sync.transfer import pulled
+from runra.sdk.bodies import Content
+from runra.sdk.concurrency_sync import Signal, Worker, call_back
+from runra.sdk.failures import CommandFailed
+from runra.sdk.output import OutputChunk
+from runra.sdk.types import ImageProgress, RawPage, checked, merged, parsed
+from runra.sdk.wire import TAR, sandbox_path
+
+#: How long a pull, an import or a build step may take unless the call says otherwise, in ms: the server's own bound.
+_LONG_MS = 900_000
+#: Longer than the server's own bound on a pull, so that its reason for failing is heard, in ms.
+_MARGIN_MS = 60_000
+#: Where the steps of recipes are kept, by what they are made of.
+_STEPS = "build-steps"
+_CLOSE_S = 5.0
+_PAGE = 100
+
+
+class Images:
+    """The images of this server that this key's organization may use. Changing them takes the scope `admin:*`."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def list(self, *, steps: bool = False) -> list[ImageInfo]:
+        """All images, newest first. `steps` shows those that recipes left on their way as well."""
+        found: list[ImageInfo] = []
+        while True:
+            answer = self._api.call("GET", "/images", params={"steps": steps, "limit": _PAGE, "offset": len(found)})
+            page = parsed(RawPage, answer.json("GET /images"), "GET /images")
+            found += [parsed(ImageInfo, item, "GET /images") for item in page.data]
+            if not page.pagination.has_more or not page.data:
+                return found
+
+    def get(self, reference: str) -> ImageInfo:
+        """An image by name; one that is being pulled has the state `pulling`. Raises INVALID_REQUEST (status 404)."""
+        answer = self._api.call("GET", _path(reference))
+        return parsed(ImageInfo, answer.json("GET /images"), "GET /images")
+
+    def delete(self, reference: str) -> ImageInfo:
+        """Forget an image. Sandboxes made from it live on. Raises INVALID_REQUEST (status 404)."""
+        answer = self._api.call("DELETE", _path(reference))
+        return parsed(ImageInfo, answer.json("DELETE /images"), "DELETE /images")
+
+    def prune(self, *, unused_for_ms: int = 0) -> ImagesPruned:
+        """Delete images that no sandbox uses, and that none has used for so long."""
+        request = checked(ImagePrune, {"unusedForMs": unused_for_ms})
+        answer = self._api.call("POST", "/images/prune", content=request.to_wire(), timeout_ms=_LONG_MS)
+        return parsed(ImagesPruned, answer.json("POST /images/prune"), "POST /images/prune")
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        shared: bool | None = None,
+        on_progress: Callable[[ImageProgress], Any] | None = None,
+        timeout_ms: int = _LONG_MS + _MARGIN_MS,
+    ) -> ImageInfo:
+        """Pull an image, or refresh one that is here; returns when it is ready.
+
+        With `username` and `password` (kept for this pull alone) the image is this organization's own unless `shared`;
+        without, every organization may use it. Raises INVALID_REQUEST when there is no such image or no right to it,
+        RATE_LIMITED, RESOURCE_EXHAUSTED when the disk is full, INTERNAL_ERROR when the registry cannot be reached,
+        EXECUTION_TIMEOUT when `timeout_ms` are over (the pull goes on).
+        """
+        following = self.pulling(reference, username=username, password=password, shared=shared, timeout_ms=timeout_ms)
+        with closing(following) as steps:
+            for step in steps:
+                if on_progress is not None:
+                    call_back(on_progress, step)
+        return self.get(reference)
+
+    def pulling(
+        self,
+        reference: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        shared: bool | None = None,
+        timeout_ms: int = _LONG_MS + _MARGIN_MS,
+    ) -> Generator[ImageProgress, None]:
+        """Pull an image like `pull`, and give its progress as it comes; the end of the iteration is the image's
+        arrival."""
+        credentials = None if username is None else {"username": username, "password": password or ""}
+        given = {"reference": reference, "credentials": credentials, "shared": shared}
+        request = checked(ImagePull, merged(None, given, "pull"))
+        content = request.to_wire()
+        if credentials is not None:
+            content["credentials"] = credentials  # the model would mask the password
+        answer = self._api.call("POST", "/images", content=content)
+        told = parsed(ImagePulling, answer.json("POST /images"), "POST /images")
+        stream = EventStream(self._api, "/events", after=told.after)
+        over = Signal()
+
+        def deadline() -> None:
+            if not over.wait(timeout_ms / 1000):
+                stream.close()
+
+        worker = Worker("runra-pull", deadline)
+        try:
+            for event in stream:
+                if event.data.get("reference") != told.reference:
+                    continue
+                if event.type == "image.progress":
+                    yield ImageProgress.of(event.data)
+                elif event.type == "image.error":
+                    raise _failure(event.data, told.reference)
+                elif event.type == "image.ready":
+                    return
+        finally:
+            over.set()
+            stream.close()
+            worker.close(_CLOSE_S)
+        raise RunraError(
+            "EXECUTION_TIMEOUT",
+            f"image {told.reference} was not here after {timeout_ms} ms; the pull goes on, `images.get` tells how far",
+            details={"reference": told.reference, "timeoutMs": timeout_ms},
+        )
+
+    def import_(
+        self, content: Content, *, name: str | None = None, shared: bool = False, timeout_ms: int = _LONG_MS
+    ) -> ImageInfo:
+        """Import an image from a tar: an OCI image layout, what `docker save` writes, or a root file system (which
+        needs a `name`). `content` is bytes, a file object or an iterable of bytes."""
+        answer = self._api.call(
+            "POST",
+            "/images/import",
+            params={"name": name, "shared": shared},
+            body=lambda: pulled([content] if isinstance(content, bytes) else content),
+            media=TAR,
+            replayable=False,
+            timeout_ms=timeout_ms,
+        )
+        return parsed(ImageInfo, answer.json("POST /images/import"), "POST /images/import")
+
+    def commit(
+        self, sandbox_id: str, name: str, *, shared: bool = False, step: bool = False, timeout_ms: int = _LONG_MS
+    ) -> ImageInfo:
+        """Make an image of a sandbox's files as they are now. Raises INVALID_STATE for a sandbox of image `host`."""
+        request = checked(ImageCommit, {"reference": name, "shared": shared, "step": step})
+        path = sandbox_path(sandbox_id, "commit")
+        answer = self._api.call("POST", path, content=request.to_wire(), timeout_ms=timeout_ms)
+        return parsed(ImageInfo, answer.json(f"POST {path}"), f"POST {path}")
+
+    def build(
+        self,
+        name: str,
+        *,
+        base: str,
+        run: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        shared: bool = False,
+        on_output: Callable[[OutputChunk], Any] | None = None,
+        on_step: Callable[[str, bool], Any] | None = None,
+        timeout_ms: int = 4 * _LONG_MS,
+        **options: Any,
+    ) -> ImageInfo:
+        """Make the image `name` of `base` (pulled if need be) by running commands in it, one after the other.
+
+        Each step is kept, by what it is made of: the same commands on the same base are not run again. `env` is there
+        while they run and not in the image; `options` are those of `sandboxes.create`. `on_step` hears each command
+        and whether it was kept from before, `on_output` what it says. The sandbox it happens in is terminated at the
+        end. Raises CommandFailed for a command that fails; then nothing is named `name`.
+        """
+        below = self._base(base)
+        key = hashlib.sha256(json.dumps([below.digest, env or {}], sort_keys=True).encode())
+        steps = []
+        for command in run:
+            key.update(b"\0" + command.encode())
+            steps.append(f"{_STEPS}:{key.hexdigest()[:40]}")
+        done, image = 0, base
+        for number, step in enumerate(steps, 1):
+            if self._known(step):
+                done, image = number, step
+        for command in run[:done]:
+            if on_step is not None:
+                call_back(on_step, command, True)
+        sandboxes = Sandboxes(self._api)
+        limits = {"timeout_ms": timeout_ms, "idle_timeout_ms": timeout_ms, **options}
+        deadline = time.monotonic() + timeout_ms / 1000
+        with sandboxes.create({**limits, "image": image, "env": dict(env or {})}) as box:
+            for command, step in zip(run[done:], steps[done:], strict=True):
+                if on_step is not None:
+                    call_back(on_step, command, False)
+                _run(box, command, on_output, deadline)
+                self.commit(box.id, step, step=True)
+            return self.commit(box.id, name, shared=shared)
+
+    def _base(self, reference: str) -> ImageInfo:
+        known = self._known(reference)
+        return known if known is not None and known.state == "ready" else self.pull(reference)
+
+    def _known(self, reference: str) -> ImageInfo | None:
+        try:
+            return self.get(reference)
+        except RunraError as error:
+            if error.status != 404:
+                raise
+            return None
+
+
+def _run(box: Sandbox, command: str, on_output: Callable[[OutputChunk], Any] | None, deadline: float) -> None:
+    process = box.exec(command, cwd="/", background=True)
+    process.close_stdin()
+    if on_output is not None:
+        with closing(process.logs()) as chunks:
+            for chunk in chunks:
+                call_back(on_output, chunk)
+    left = max(1, int((deadline - time.monotonic()) * 1000))
+    result = process.wait(timeout_ms=left)
+    if result.exit_code != 0:
+        raise CommandFailed(command, result)
+
+
+def _path(reference: str) -> str:
+    return f"/images/{quote(reference, safe='/:@')}"
+
+
+def _failure(data: Mapping[str, Any], reference: str) -> RunraError:
+    """The error an event tells of, as a call would have raised it."""
+    body = {"error": {**data, "details": {"reference": reference}}}
+    return RunraError.from_wire(400 if data.get("code") == "INVALID_REQUEST" else 500, body)
