@@ -73,6 +73,8 @@ class Ingress:
         self._open[sandbox.id] += 1
         try:
             async with sandbox.use() as link, await link.connect_port(exposed.row.port, first) as tunnel:
+                if exposed.cuts != admitted.cuts:  # closed or revoked while this connected
+                    raise RunraError("INVALID_STATE", "the port was closed", details={"reason": "closed"})
                 exposed.connections.add(tunnel)
                 try:
                     yield tunnel
@@ -91,9 +93,7 @@ class Ingress:
             tunnel.abort(_STOPPING)
 
     def inward(self, admitted: Admitted, headers: Headers, client: str, body: bytes | None) -> Headers:
-        return inward(
-            headers, authority=admitted.authority, scheme=self._names.scheme, client=client, body=body
-        )
+        return inward(headers, authority=admitted.authority, scheme=self._names.scheme, client=client, body=body)
 
     def note(self, request_id: str, place: Place, status: int, began: float) -> None:
         seconds = time.perf_counter() - began
