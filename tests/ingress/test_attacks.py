@@ -112,6 +112,7 @@ ANSWERS = {
     "half a head": "HTTP/1.1 200 OK\r\nContent-Le",
     "a bad header": "HTTP/1.1 200 OK\r\nX Y: 1\r\n\r\n",
     "a NUL": "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+    "a control character": "HTTP/1.1 200 OK\r\nX: a\x01b\r\n\r\n",
     "a bare CR": "HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\n\r\n",
     "interim for ever": "HTTP/1.1 100 Continue\r\n\r\n" * 40,
     "a switch nobody asked for": "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nraw",
