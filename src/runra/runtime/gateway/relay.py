@@ -128,12 +128,12 @@ class Relay:
         parser, decoder = EventParser(), READERS[format].decoder()
         try:
             async for piece in answer.chunks():
+                if not self.started:
+                    await self._start(200, _passed_headers(answer))
+                await self._write(filter.feed(piece) if filter else piece)  # first, then looked at: nobody waits for that
                 seen = [one for event in parse(parser, piece) for one in decoder.feed(event)]
                 self._watch(seen)
                 answer.complete = answer.complete or any(isinstance(one, Stopped) for one in seen)
-                if not self.started:
-                    await self._start(200, _passed_headers(answer))
-                await self._write(filter.feed(piece) if filter else piece)
                 if decoder.done:  # what a server does after its last event is its own affair
                     break
                 if piece.endswith(b"\n\n"):
