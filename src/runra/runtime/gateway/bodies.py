@@ -95,7 +95,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 #: Types of tools that the client itself runs, by format; any other type the provider runs.
 _CLIENT_TOOLS: Final[dict[Format, tuple[str, ...]]] = {
-    "messages": ("custom", "bash_", "text_editor_", "computer_", "memory_"),
+    "messages": ("custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_tool"),
     "responses": ("function", "custom", "namespace", "local_shell", "apply_patch", "computer", "tool_search"),
     "chat": ("function", "custom"),
 }
@@ -105,25 +105,32 @@ _OUTSIDE: Final[dict[Format, tuple[str, ...]]] = {
     "responses": ("previous_response_id", "conversation", "background", "prompt"),
     "chat": ("web_search_options",),
 }
+#: Fields that make a call dearer than its model's price, and the values that do not.
+_DEARER: Final = {"service_tier": ("auto", "default", "flex", "standard_only", None), "speed": ("standard", None)}
 #: Where content names a URL or a file of the account.
 _FETCHED: Final = ("url", "image_url", "file_url", "file_id", "fileUri", "server_url")
 
 
 def server_tools(format: Format, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The offered tools that the provider runs."""
-    own = _CLIENT_TOOLS[format]
-    default = "custom" if format == "messages" else ""
     tools = body.get("tools")
     return [
         tool
         for tool in (tools if isinstance(tools, list) else [])
-        if isinstance(tool, dict) and not str(tool.get("type") or default).startswith(own)
+        if isinstance(tool, dict) and _provider_runs(format, tool)
     ]
 
 
+def _provider_runs(format: Format, tool: dict[str, Any]) -> bool:
+    kind = str(tool.get("type") or ("custom" if format == "messages" else ""))
+    # A namespace holds tools of its own.
+    return not kind.startswith(_CLIENT_TOOLS[format]) or bool(kind == "namespace" and server_tools(format, tool))
+
+
 def outside(format: Format, body: dict[str, Any]) -> list[str]:
-    """What else makes the provider reach out or use what the account keeps, by name."""
+    """What else makes the provider reach out, use what the account keeps, or cost more than it says, by name."""
     named = [name for name in _OUTSIDE[format] if body.get(name)]
+    named += [name for name, usual in _DEARER.items() if body.get(name) not in usual]
     content = body.get("input" if format == "responses" else "messages")
     return named + sorted(set(_fetched(content)))
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from runra.errors import RunraError
 from runra.runtime.gateway.bodies import Body, outside, server_tools
-from runra.runtime.gateway.runs import Call, Run
+from runra.runtime.gateway.runs import Call, Run, RunLimits
 from runra.runtime.gateway.streams import Redactor, UsageFilter
 from runra.runtime.llms.collect import Collector
 from runra.runtime.llms.failures import failure, kind_of
@@ -57,6 +57,19 @@ class Sink(Protocol):
     async def write(self, piece: bytes) -> None: ...
 
 
+def permitted(limits: RunLimits, format: Format, body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request that the run's policy on its provider's own doings changes. Raises `unsupported` by name
+    for what it refuses."""
+    if limits.server_tools == "allow":
+        return {}
+    offered, refused = server_tools(format, body), outside(format, body)
+    if limits.server_tools == "refuse":
+        refused += [str(tool.get("type")) for tool in offered]
+    if refused:
+        raise unsupported(*refused, hint=", or allow server_tools for the run")
+    return {"tools": [tool for tool in body["tools"] if tool not in offered]} if offered else {}
+
+
 class Relay:
     """One call: `run` it once. It books the call on every path."""
 
@@ -92,18 +105,7 @@ class Relay:
 
     async def _pass(self, format: Format, headers: Mapping[str, str], query: str) -> None:
         body = self._body.value
-        changes: dict[str, Any] = {}
-        offered = server_tools(format, body)
-        policy = self._run.limits.server_tools
-        if policy != "allow":
-            refused = outside(format, body)
-            if offered and policy == "refuse":
-                refused += [str(tool.get("type")) for tool in offered]
-            if refused:
-                raise unsupported(*refused, hint=", or allow server_tools for the run")
-            if offered:
-                changes["tools"] = [tool for tool in body["tools"] if tool not in offered]
-        changes["model"] = self._target.model
+        changes: dict[str, Any] = {**permitted(self._run.limits, format, body), "model": self._target.model}
         streamed = body.get("stream") is True
         unasked = False
         if format == "chat" and streamed:
@@ -130,7 +132,9 @@ class Relay:
             async for piece in answer.chunks():
                 if not self.started:
                     await self._start(200, _passed_headers(answer))
-                await self._write(filter.feed(piece) if filter else piece)  # first, then looked at: nobody waits for that
+                await self._write(
+                    filter.feed(piece) if filter else piece
+                )  # first, then looked at: nobody waits for that
                 seen = [one for event in parse(parser, piece) for one in decoder.feed(event)]
                 self._watch(seen)
                 answer.complete = answer.complete or any(isinstance(one, Stopped) for one in seen)
@@ -212,12 +216,8 @@ class Relay:
 
     def _request(self, format: Format) -> LLMRequest:
         """The client's request in the neutral form, made fit for the model."""
-        body, target = self._body.value, self._target
-        offered = server_tools(format, body)
-        if offered and self._run.limits.server_tools == "drop":
-            body = {**body, "tools": [tool for tool in body["tools"] if tool not in offered]}
-        if self._run.limits.server_tools != "allow" and (refused := outside(format, body)):
-            raise unsupported(*refused)
+        target = self._target
+        body = {**self._body.value, **permitted(self._run.limits, format, self._body.value)}
         try:
             request = WRITERS[format].decode_request(body)
         except ValidationError as error:
