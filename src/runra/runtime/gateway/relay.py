@@ -132,9 +132,8 @@ class Relay:
             async for piece in answer.chunks():
                 if not self.started:
                     await self._start(200, _passed_headers(answer))
-                await self._write(
-                    filter.feed(piece) if filter else piece
-                )  # first, then looked at: nobody waits for that
+                # Sent first, then looked at: nobody waits for that.
+                await self._write(filter.feed(piece) if filter else piece)
                 seen = [one for event in parse(parser, piece) for one in decoder.feed(event)]
                 self._watch(seen)
                 answer.complete = answer.complete or any(isinstance(one, Stopped) for one in seen)
