@@ -102,7 +102,7 @@ def test_stop_reasons(format: str, stop: str | None, reason: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(garbage=st.binary(max_size=300), values=st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "choices", "delta", "message", "index", "content", "parts", "candidates", "item", "usage", "error", "response", "tool_calls", "function", "content_block"]), inner, max_size=4), max_leaves=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_answer_breaks_a_decoder(format: str, garbage: bytes, values: Any) -> None:
     decoder, parser = READERS[format].decoder(), EventParser()
     types = ["message_start", "content_block_start", "content_block_delta", "message_delta", "response.output_item.added", "response.output_item.done", "response.completed", "response.output_text.delta", "response.function_call_arguments.delta", "error"]
@@ -189,7 +189,7 @@ def answers(draw: st.DrawFn) -> tuple[list[StreamEvent], Usage]:
 
 @pytest.mark.parametrize("format", CLIENTS)
 @given(given_answer=answers())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_an_answer_there_and_back(format: Any, given_answer: tuple[list[StreamEvent], Usage]) -> None:
     events, usage = given_answer
     collector = Collector("gemini")

@@ -11,8 +11,9 @@ from typing import Any, Final, Protocol
 from pydantic import ValidationError
 
 from runra.errors import RunraError
-from runra.runtime.gateway.bodies import Body, outside, server_tools
-from runra.runtime.gateway.runs import Call, Run, RunLimits
+from runra.runtime.gateway.bodies import Body
+from runra.runtime.gateway.policy import permitted
+from runra.runtime.gateway.runs import Call, Run
 from runra.runtime.gateway.streams import Redactor, UsageFilter
 from runra.runtime.llms.collect import Collector
 from runra.runtime.llms.failures import failure, kind_of
@@ -55,19 +56,6 @@ class Sink(Protocol):
     async def start(self, status: int, headers: Mapping[str, str]) -> None: ...
 
     async def write(self, piece: bytes) -> None: ...
-
-
-def permitted(limits: RunLimits, format: Format, body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a request that the run's policy on its provider's own doings changes. Raises `unsupported` by name
-    for what it refuses."""
-    if limits.server_tools == "allow":
-        return {}
-    offered, refused = server_tools(format, body), outside(format, body)
-    if limits.server_tools == "refuse":
-        refused += [str(tool.get("type")) for tool in offered]
-    if refused:
-        raise unsupported(*refused, hint=", or allow server_tools for the run")
-    return {"tools": [tool for tool in body["tools"] if tool not in offered]} if offered else {}
 
 
 class Relay:

@@ -13,7 +13,8 @@ from runra.errors import RunraError
 from runra.ids import new_id
 from runra.runtime.gateway.bodies import Body, parse
 from runra.runtime.gateway.errors import answer
-from runra.runtime.gateway.relay import Relay, Sink, permitted
+from runra.runtime.gateway.policy import permitted
+from runra.runtime.gateway.relay import Relay, Sink
 from runra.runtime.gateway.runs import Call, Emit, Run, RunLimits, Tokens, Totals
 from runra.runtime.llms import prices
 from runra.runtime.llms.failures import failure
