@@ -287,6 +287,26 @@ def test_thinking_goes_back_only_where_it_came_from() -> None:
                 assert ("proof" in sent or '"enc"' in sent) == (model == source and model != "chat"), (client, source, model)
 
 
+@pytest.mark.parametrize("client", ["messages", "responses"])
+def test_an_open_models_reasoning_goes_back_to_it(client: Any) -> None:
+    """Through a client of another format: these models go on from their own reasoning between tool calls."""
+    _, events = read("chat", [stream("chat", Say(tools=[("f", {})], thinking="I need f."))])
+    encoder = WRITERS[client].encoder(LLMRequest(messages=[]), {"model": "m"}, "chat")
+    sse = EventParser().feed(b"".join(encoder.feed(event) for event in events) + encoder.finish())
+    if client == "messages":
+        (signature,) = (event.json()["delta"]["signature"] for event in sse if '"signature_delta"' in event.data)
+        content = [{"type": "thinking", "thinking": "I need f.", "signature": signature}, {"type": "tool_use", "id": "a", "name": "f", "input": {}}]
+        history: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]}
+    else:
+        history = {"input": [event.json()["item"] for event in sse if event.name == "response.output_item.done"]}
+    request = WRITERS[client].decode_request(history)
+    for provider, kept in (("vllm", "I need f."), ("openai", None)):
+        model = resolve(provider, {"model": "m", "apiKey": "sk-test-key", "format": "chat"})
+        message = READERS["chat"].encode_request(request, model)["messages"][-1]
+        assert message.get("reasoning_content") == kept
+        assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
 def test_a_later_system_message_stays_in_its_place() -> None:
     request = WRITERS["messages"].decode_request({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]})
     body = READERS["chat"].encode_request(request, target("chat"))
