@@ -191,8 +191,11 @@ async def _other_method(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     found: set[str] = set()
+    path = None
     for route in request.app.routes:
         match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
+        # A path of its own is described apart from the wider one it also fits.
+        if match is not Match.NONE and path in (None, route.path):
+            path = route.path
             found |= getattr(route, "methods", None) or set()
     return found
