@@ -63,7 +63,10 @@ async def pull(
     everybody = login is None if shared is None else shared
     wanted = Wanted(reference_of(name), "" if everybody else organization, credentials, private)
     task, _ = images.pull(wanted, organization)
-    await task
+    try:
+        await task
+    finally:
+        await images.layers.settled()
     return images.info(name, organization)
 
 
