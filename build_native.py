@@ -18,8 +18,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: Program -> folder whose C files make it.
 PROGRAMS = {"runra-agent": "guest", "runra-launcher": "launcher"}
+PROGRAM_FLAGS = ["-static", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
+#: Shared libraries that programs inside are given; without a C library, as they meet the one of the program.
+LIBRARIES = {"runra-preload.so": "guest/preload"}
+LIBRARY_FLAGS = ["-shared", "-fPIC", "-nostdlib"]
 FLAGS = [
-    *("-std=c11", "-D_GNU_SOURCE", "-O2", "-g1", "-static", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"),
+    *("-std=c11", "-D_GNU_SOURCE", "-O2", "-g1"),
     *("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wvla", "-Wformat=2"),
     *("-Wimplicit-fallthrough", "-Wno-sign-conversion"),
 ]
@@ -31,12 +35,13 @@ def compile_all(root: Path, out: Path) -> None:
     if compiler is None:
         raise RuntimeError("no C compiler: apt-get install gcc libc6-dev, then reinstall runra[server]")
     out.mkdir(parents=True, exist_ok=True)
-    for program, folder in PROGRAMS.items():
+    for program, folder in {**PROGRAMS, **LIBRARIES}.items():
+        kind = LIBRARY_FLAGS if program in LIBRARIES else PROGRAM_FLAGS
         sources = sorted(str(path) for path in (root / folder).glob("*.c"))
         target = out / program
         fresh = out / f".{program}.new"
         done = subprocess.run(  # noqa: S603 - the compiler the builder named
-            [compiler, *FLAGS, "-o", str(fresh), *sources], capture_output=True, text=True, check=False
+            [compiler, *FLAGS, *kind, "-o", str(fresh), *sources], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"compiling {folder}/ failed:\n{done.stderr}")

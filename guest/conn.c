@@ -10,6 +10,7 @@
 
 #include "loop.h"
 #include "proc.h"
+#include "tunnel.h"
 
 enum {
     IN_SMALL = 4 << 10,      /* a longer frame gets memory of its own while it arrives */
@@ -18,6 +19,7 @@ enum {
     READS_A_TURN = 16,
     LISTEN_PAUSE_MS = 50,
     OUTPUT_HEAD = FRAME_HEADER + 8,
+    TUNNEL_TURN = 32,        /* pieces of tunnels sent before anything else gets its turn */
 };
 
 static struct {
@@ -32,6 +34,7 @@ static struct {
 } c = {.watch = {.fd = -1}};
 
 static struct watch listener;
+static bool handed; /* connections are not accepted but received */
 
 bool conn_open(void) { return c.watch.fd >= 0; }
 
@@ -43,6 +46,7 @@ static void drop(void) {
     c.in_used = c.big_used = c.out_at = c.out_used = c.out_room = 0;
     c.greeted = c.blocked = false;
     proc_readers_gone();
+    tunnels_free();
 }
 
 /* Room for `length` more bytes at the end of the queue; NULL drops the connection. */
@@ -147,23 +151,50 @@ static bool flush_output(struct proc *p) {
     return true;
 }
 
+/* Read what one tunnel has, straight into the queue. False when the connection is gone. */
+static bool flush_tunnel(struct tunnel *t) {
+    size_t most = tunnel_most(t);
+    uint8_t *at = out_room(OUTPUT_HEAD + most);
+    if (!at) {
+        drop();
+        return false;
+    }
+    ssize_t got = tunnel_read(t, at + OUTPUT_HEAD, most);
+    int error = errno;
+    c.out_used -= got > 0 ? most - (size_t)got : OUTPUT_HEAD + most;
+    if (got > 0) {
+        frame_encode(at, (uint32_t)got + 8, A_OUTPUT, 0, tunnel_stream(t));
+        set64(at + FRAME_HEADER, tunnel_sent(t));
+    }
+    tunnel_was_read(t, got, error, most);
+    return true;
+}
+
+/* Output of processes and tunnels in turn. */
+static void flush_streams(void) {
+    int pieces = 0;
+    for (;;) {
+        struct proc *p = proc_ready();
+        struct tunnel *t = pieces < TUNNEL_TURN ? tunnel_ready() : NULL;
+        if (!p && !t) return;
+        if (c.out_used - c.out_at >= MAX_DATA && !flush_queue()) return;
+        if (p && !proc_has_output(p)) proc_idle(p);
+        else if (p && !flush_output(p)) return;
+        pieces++;
+        if (t && !flush_tunnel(t)) return;
+    }
+}
+
 void conn_flush(void) {
     if (!conn_open()) return;
     if (!c.blocked && c.greeted) {
-        struct proc *p;
-        while ((p = proc_ready()) != NULL) {
-            if (c.out_used - c.out_at >= MAX_DATA && !flush_queue()) break;
-            if (proc_has_output(p)) {
-                if (!flush_output(p)) break;
-            } else {
-                proc_idle(p);
-            }
-        }
+        flush_streams();
         if (conn_open() && !c.blocked) flush_queue();
     }
     if (!conn_open()) return;
+    tunnels_hold();
     uint32_t want = c.out_used - c.out_at < OUT_ENOUGH ? (uint32_t)EPOLLIN : 0;
-    if (c.blocked) want |= EPOLLOUT;
+    if (c.blocked || tunnel_ready()) want |= EPOLLOUT;
     watch_set(&c.watch, want);
 }
 
@@ -238,9 +269,25 @@ static void listen_again(struct timer *t) {
     watch_set(&listener, EPOLLIN);
 }
 
+/* The next connection that was handed to us. Who hands them is the host's: when it is gone nobody can come any more. */
+static int receive(int from) {
+    char byte, control[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {.iov_base = &byte, .iov_len = 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t got = recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0) return -1;
+    if (got == 0) exit(0);
+    struct cmsghdr *item = CMSG_FIRSTHDR(&message);
+    errno = EMFILE; /* what is lost on the way is lost for want of a descriptor */
+    if (!item || item->cmsg_type != SCM_RIGHTS || item->cmsg_len != CMSG_LEN(sizeof(int))) return -1;
+    int fd;
+    memcpy(&fd, CMSG_DATA(item), sizeof fd);
+    return fd;
+}
+
 static void on_connect(struct watch *w, uint32_t events) {
     (void)events;
-    int fd = accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = handed ? receive(w->fd) : accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
     drop();
     if (fd < 0) { /* no descriptor left, say: the old connection has just freed one. Not at once, lest this spins */
@@ -251,4 +298,7 @@ static void on_connect(struct watch *w, uint32_t events) {
     if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
 }
 
-int conn_listen(int fd) { return watch_open(&listener, fd, EPOLLIN, on_connect); }
+int conn_listen(int fd, bool hands) {
+    handed = hands;
+    return watch_open(&listener, fd, EPOLLIN, on_connect);
+}

@@ -8,7 +8,8 @@
 
 struct proc;
 
-int conn_listen(int fd);
+/* Take connections from a listening socket, or, `hands`, from one over which they are handed to us. */
+int conn_listen(int fd, bool hands);
 bool conn_open(void);
 /* Queue a frame; dropped when there is no connection. */
 void conn_send(enum frame_type type, uint32_t stream, const void *payload, size_t length);

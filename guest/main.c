@@ -1,8 +1,10 @@
 /* runra-agent: process 1 of a sandbox. Runs what the host asks for over a socket it was handed, and outlives it. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <malloc.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,14 +35,27 @@ static void on_children(struct watch *w, uint32_t events) {
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) proc_reaped(pid, status);
 }
 
-static int listening_fd(int argc, char **argv) {
-    int accepts = 0, fd = -1;
+/* Where connections come from: a listening socket, or one over which somebody else hands them to us. */
+static int given_fd(int argc, char **argv, bool *handed) {
+    int fd = -1, accepts = 0, kind = 0;
     socklen_t size = sizeof accepts;
     char *end = NULL;
-    if (argc == 3 && !strcmp(argv[1], "--listen-fd")) fd = (int)strtol(argv[2], &end, 10);
-    if (fd < 3 || *end || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) < 0 || !accepts) {
-        dprintf(2, "usage: runra-agent --listen-fd N, a listening Unix socket, N above 2\n");
+    *handed = argc == 3 && !strcmp(argv[1], "--pass-fd");
+    if (*handed || (argc == 3 && !strcmp(argv[1], "--listen-fd"))) fd = (int)strtol(argv[2], &end, 10);
+    bool fine = fd >= 0 && !*end;
+    if (fine && *handed)
+        fine = getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_STREAM;
+    else if (fine)
+        fine = fd > 2 && getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) == 0 && accepts;
+    if (!fine) {
+        dprintf(2, "usage: runra-agent --listen-fd N, a listening Unix socket, N above 2\n"
+                   "       runra-agent --pass-fd N, a Unix stream socket over which connections are passed\n");
         exit(2);
+    }
+    if (fd < 3) { /* standard input, say, where a wall can be given nothing else */
+        int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        close(fd);
+        fd = moved;
     }
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
@@ -49,11 +64,12 @@ static int listening_fd(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     static struct watch children;
-    int fd = listening_fd(argc, argv);
+    bool handed;
+    int fd = given_fd(argc, argv, &handed);
     for (int i = 0; i < 3; i++) /* so that no pipe ever lands on 0, 1 or 2 */
         if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) die("/dev/null");
     close_range(3, (unsigned)fd - 1, 0);
-    close_range((unsigned)fd + 1, ~0u, 0);
+    close_range((unsigned)fd + 1, INT_MAX, 0); /* not ~0u: to gVisor a descriptor is an int, and this would be -1 */
     prctl(PR_SET_DUMPABLE, 0);
     if (getpid() != 1 && prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) die("subreaper");
     if (chdir("/") < 0) die("/");
@@ -67,6 +83,9 @@ int main(int argc, char **argv) {
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     signal(SIGPIPE, SIG_IGN);
+    /* Linux keeps signals without a handler from process 1; gVisor's kernel does not. Commands get the usual ones back. */
+    for (int number = 1; getpid() == 1 && number < SIGRTMIN; number++)
+        if (number != SIGCHLD) signal(number, SIG_IGN);
     if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) die("signals");
     int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || loop_open() < 0) die("event loop");
@@ -74,6 +93,6 @@ int main(int argc, char **argv) {
     exec_prepare();
     tree_open();
     stdio_init();
-    if (conn_listen(fd) < 0) die("listening socket");
+    if (conn_listen(fd, handed) < 0) die("listening socket");
     loop_run(conn_flush);
 }

@@ -8,6 +8,7 @@
 #include "conn.h"
 #include "files.h"
 #include "proc.h"
+#include "tunnel.h"
 
 bool request_hello(const struct frame *f, const uint8_t *payload) {
     struct request r;
@@ -75,14 +76,30 @@ static void resize(struct proc *p, const uint8_t *payload) {
     if (p->pty && p->out[0].watch.fd >= 0) ioctl(p->out[0].watch.fd, TIOCSWINSZ, &size);
 }
 
+static bool about_tunnel(struct tunnel *t, const struct frame *f, const uint8_t *payload) {
+    if (f->type == F_DATA) return tunnel_data(t, payload, f->length);
+    if (f->type == F_EOF) tunnel_end(t);
+    else if (f->type == F_CREDIT) tunnel_credit(t, get32(payload));
+    return true;
+}
+
+static bool connect_port(uint32_t stream, const struct request *r) {
+    int error = tunnel_open(stream, r->number[T_PORT], r->number[T_WINDOW]);
+    if (error) conn_error(stream, error, error == EINVAL ? STAGE_REQUEST : STAGE_LIMIT, strerror(error));
+    return true;
+}
+
 /* Frames about a stream that runs. One that has just ended here is still open over there: such frames mean nothing. */
 static bool about_stream(const struct frame *f, const uint8_t *payload) {
     struct proc *p = proc_by_stream(f->stream);
+    struct tunnel *t = p ? NULL : tunnel_by_stream(f->stream);
     if (f->type == F_DETACH) {
         if (p) proc_detach(p);
+        if (t) tunnel_free(t);
         conn_send(A_CLOSED, f->stream, NULL, 0);
         return true;
     }
+    if (t) return about_tunnel(t, f, payload);
     if (!p) return true;
     if (f->type == F_DATA) return stdin_data(p, payload, f->length);
     if (f->type == F_EOF) stdin_end(p);
@@ -98,16 +115,17 @@ bool request_handle(const struct frame *f, const uint8_t *payload) {
         conn_send(A_PONG, f->stream, NULL, 0);
         return true;
     }
-    if (f->type >= F_DATA) return about_stream(f, payload);
+    if (f->type >= F_DATA && f->type <= F_DETACH) return about_stream(f, payload);
     if (f->type == F_LIST) {
         proc_list(f->stream);
         return true;
     }
     int error = request_parse(payload, f->length, &r);
-    bool fine = !error && !proc_by_stream(f->stream);
+    bool fine = !error && !proc_by_stream(f->stream) && !tunnel_by_stream(f->stream);
     if (fine && f->type == F_EXEC) fine = start(f->stream, &r);
     else if (fine && f->type == F_ATTACH) fine = attach(f->stream, &r);
     else if (fine && f->type == F_SIGNAL) fine = signal_tree(f->stream, &r);
+    else if (fine && f->type == F_CONNECT) fine = connect_port(f->stream, &r);
     else if (fine) fine = work(f->stream, &r);
     request_free(&r);
     if (error == ENOMEM) {

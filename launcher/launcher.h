@@ -1,4 +1,4 @@
-/* What the launcher's two files share. */
+/* What the launcher's files share. */
 #ifndef RUNRA_LAUNCHER_H
 #define RUNRA_LAUNCHER_H
 
@@ -6,8 +6,20 @@
 
 #define WORDS_MAX 1024
 #define FDS_MAX 16
+#define STAGE "/mnt" /* exists on every Linux (FHS 3.0, 3.12); hidden only in the sandbox's own mount namespace */
+
+struct overlay {
+    const char *target; /* where it is inside */
+    const char *options;
+};
+
+/* Say what went wrong on the caller's error pipe, and end. */
+_Noreturn void fail(const char *what, const char *value);
 
 /* Turn this child into the sandbox's program; returns only on failure, having written why to descriptor 2. */
 void stage_and_exec(char **words, const int *fds, int fd_count);
+
+/* keeper.c: start ARGV in namespaces of its own, and stay as its keeper. */
+_Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns);
 
 #endif

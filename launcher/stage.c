@@ -1,10 +1,13 @@
-/* Stage: what happens between fork and exec of a sandbox's wall (bwrap).
+/* Stage: what happens between fork and exec of a sandbox's wall (bwrap, or runsc below a keeper).
  *
  * Options, as KEY VALUE… words before "--":
+ *   nested N                 before ids: how many user namespaces a user may make inside; none without this
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
  *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are
  *   cgroup FILE              enter the cgroup with this cgroup.procs
  *   netns                    enter the network namespace that is the last attached descriptor
+ *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
+ *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
  * Attached descriptors become 0, 1, 2, 3… (that of `netns` is left out); with `ids` the user namespace follows as the
  * next number. Everything the wall needs is reachable below STAGE in a mount namespace of its own, so neither the data
@@ -30,7 +33,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define STAGE "/mnt" /* exists on every Linux (FHS 3.0, 3.12); hidden only in the sandbox's own mount namespace */
 #define MOUNTS_MAX 160 /* an image may have 127 layers */
 #define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
@@ -43,7 +45,7 @@ struct mount_request {
 
 static int error_fd = STDERR_FILENO;
 
-static void fail(const char *what, const char *value) {
+void fail(const char *what, const char *value) {
     dprintf(error_fd, "runra-launcher: %s %s: %s\n", what, value, strerror(errno));
     _exit(126);
 }
@@ -55,7 +57,7 @@ static void write_file(const char *path, const char *text) {
 }
 
 /* A user namespace owned by BASE, so that the wall, running as BASE, may enter it and owns all in it. */
-static int make_userns(unsigned base, unsigned count) {
+static int make_userns(unsigned base, unsigned count, const char *nested) {
     int ready[2], mapped[2];
     if (pipe2(ready, O_CLOEXEC) < 0 || pipe2(mapped, O_CLOEXEC) < 0) fail("pipe", "userns");
     pid_t holder = fork();
@@ -67,9 +69,9 @@ static int make_userns(unsigned base, unsigned count) {
             outcome = (char)errno;
         close(mapped[1]);
         if (write(ready[1], &outcome, 1) != 1 || read(mapped[0], &outcome, 1) != 1) _exit(0);
-        /* No user namespaces inside this one: most kernel holes of recent years start with one. */
+        /* No user namespaces for what runs inside this one: most kernel holes of recent years start with one. */
         int limit_fd = open("/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC);
-        outcome = limit_fd < 0 || write(limit_fd, "0", 1) != 1 ? (char)errno : 0;
+        outcome = limit_fd < 0 || write(limit_fd, nested, strlen(nested)) < 1 ? (char)errno : 0;
         if (write(ready[1], &outcome, 1) == 1) pause();
         _exit(0);
     }
@@ -183,13 +185,16 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     if (argv == NULL || argv[0] == NULL) fail("read", "request");
 
     static struct mount_request mounts[MOUNTS_MAX];
-    int mount_count = 0;
+    static struct overlay overlays[MOUNTS_MAX];
+    int mount_count = 0, overlay_count = 0;
     int userns = -1;
+    bool keep = false;
+    const char *nested = "0";
     for (char **word = words; *word;) {
         if (strcmp(word[0], "ids") == 0 && word[1] && word[2]) {
             base = (unsigned)strtoul(word[1], NULL, 10);
             count = (unsigned)strtoul(word[2], NULL, 10);
-            userns = make_userns(base, count);
+            userns = make_userns(base, count, nested);
             if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 fail("make", "mount namespace");
             word += 3;
@@ -204,12 +209,25 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         } else if (strcmp(word[0], "netns") == 0 && fd_count > 3) {
             if (setns(fds[--fd_count], CLONE_NEWNET) < 0) fail("enter", "network namespace");
             word += 1;
+        } else if (strcmp(word[0], "nested") == 0 && word[1]) {
+            nested = word[1];
+            word += 2;
+        } else if (strcmp(word[0], "keep") == 0) {
+            keep = true;
+            word += 1;
+        } else if (strcmp(word[0], "overlay") == 0 && word[1] && word[2] && overlay_count < MOUNTS_MAX) {
+            overlays[overlay_count++] = (struct overlay){.target = word[1], .options = word[2]};
+            word += 3;
         } else {
             errno = EINVAL;
             fail("read", word[0]);
         }
     }
     if (mount_count) attach_mounts(mounts, mount_count);
+    if (keep) {
+        make_point(STAGE "/root", true);
+        make_point(STAGE "/state", true);
+    }
     lay_out(fds, fd_count, userns);
     error_fd = STDERR_FILENO;
     limit(RLIMIT_CORE, 0, 0);
@@ -223,6 +241,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
+    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);
     fail("exec", argv[0]);

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import postgres
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 
 
 @pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    host = await start_host(tmp_path / "data")
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
+    """A node on a folder of its own; with `tests.hosting.both_walls` once per wall."""
+    host = await start_host(tmp_path / "data", isolation=need_wall(getattr(request, "param", os.environ.get("WALL","bubblewrap"))))
     yield host
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)

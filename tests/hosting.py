@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from runra.contract import SandboxConfig
 from runra.events import Event, EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec, Exit
+
+#: For a test of the `host` fixture's: once behind each wall.
+both_walls = pytest.mark.parametrize("host", ["bubblewrap", "gvisor"], indirect=True)
+
+
+def need_wall(name: str) -> str:
+    """Skip, saying what to install, where this wall cannot work."""
+    if name == "gvisor" and os.geteuid() != 0:
+        pytest.skip("gVisor needs root")
+    if name == "gvisor" and shutil.which("runsc") is None:
+        pytest.skip("apt-get install runsc")
+    return name
 
 
 class Host:
@@ -78,6 +94,8 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float 
 
 async def start_host(data_dir: Path, **settings: Any) -> Host:
     log = EventLog()
+    import os
+    settings.setdefault("isolation", os.environ.get("WALL", "bubblewrap"))
     node = Node(NodeSettings(data_dir=data_dir, **settings), log)
     host = Host(node)
     await node.start()

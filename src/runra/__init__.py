@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from runra.contract import ExecutionResult as ExecutionResult
     from runra.contract import FileEntry as FileEntry
+    from runra.contract import Port as Port
     from runra.errors import RunraError as RunraError
     from runra.sdk._async.client import AsyncRunra as AsyncRunra
     from runra.sdk._async.files import AsyncFiles as AsyncFiles
@@ -40,6 +41,7 @@ _HOMES: Final = {
     "Files": "runra.sdk._sync.files",
     "ListOptions": "runra.sdk.types",
     "OutputChunk": "runra.sdk.output",
+    "Port": "runra.contract",
     "Process": "runra.sdk._sync.processes",
     "Runra": "runra.sdk._sync.client",
     "RunraError": "runra.errors",
@@ -62,6 +64,7 @@ __all__ = [
     "Files",
     "ListOptions",
     "OutputChunk",
+    "Port",
     "Process",
     "Runra",
     "RunraError",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from runra.errors import RunraError
+from runra.tracing import current_run
 
 EventType = Literal[
     "sandbox.created",
@@ -183,6 +184,8 @@ class EventLog:
         run_id: str = "",
         trace_id: str = "",
     ) -> Event:
+        """Keep an event and hand it to the subscribers. Its run is the current one unless it is named."""
+        run = current_run.get()
         event = Event(
             id=self._ids.next(),
             timestamp=now_iso(),
@@ -190,8 +193,8 @@ class EventLog:
             sandbox_id=sandbox_id,
             data=data or {},
             organization_id=organization_id,
-            run_id=run_id,
-            trace_id=trace_id,
+            run_id=run_id or (run.id if run else ""),
+            trace_id=trace_id or (run.trace_id if run else ""),
         )
         self._events.append(event)
         for subscription in tuple(self._subscriptions):

@@ -81,7 +81,7 @@ def test_nonsense_is_an_error_or_not_whole_yet(noise: bytes) -> None:
     [
         (0, 0, 0, 0, 1),
         (0, 1, 0, 0, 1),
-        (0, 76, 0, 0, 1),
+        (0, 77, 0, 0, 1),
         (0, 255, 0, 0, 1),
         (0, Tell.PONG, 1, 0, 1),
         (9, Tell.OUTPUT, 2, 0, 1),

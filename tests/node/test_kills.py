@@ -78,7 +78,7 @@ asyncio.run(main())
 
 STEPS = [
     *("Cgroup create before create", "Cgroup create after create", "Launcher spawn before create"),
-    *("Launcher _send after create", "Bubblewrap _spawn after create", "Sandbox _watch after create"),
+    *("Launcher _send after create", "Bubblewrap start after create", "Sandbox _watch after create"),
     *("Sandbox _run_from_now after create", "Sandbox _save after create"),
     *("AgentLink _start before exec", "AgentLink _start after exec"),
     *("Sandbox _freeze before pause", "Sandbox _freeze after pause", "Sandbox _save after pause"),

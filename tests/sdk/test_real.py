@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import http.client
 import io
 import os
 import signal
@@ -471,3 +472,40 @@ async def test_closing_frees_everything(runra: Any, connect: Any, real: RealServ
 
 def _open() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+async def test_ports(runra: Any, sandbox: Any) -> None:
+    server = await sandbox.exec("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    await sandbox.exec("until (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null; do sleep 0.1; done")
+    public = await sandbox.expose_port(8000)
+    assert (public.port, public.private, public.token) == (8000, False, None)
+    assert public.url.startswith(f"http://8000-{sandbox.id.removeprefix('sb_')}.localhost:")
+
+    async def status(url: str, **headers: str) -> int:
+        where = runra.api_url.partition("://")[2]
+        name, _, path = url.partition("://")[2].partition("/")
+
+        def ask() -> int:
+            connection = http.client.HTTPConnection(where, timeout=10)
+            with contextlib.closing(connection):
+                connection.request("GET", f"/{path}", headers={"Host": name, **headers})
+                return connection.getresponse().status
+
+        return await asyncio.to_thread(ask)
+
+    assert await status(public.url) == 200
+    await sandbox.close_port(8000)
+    await sandbox.close_port(8000)
+    assert await status(public.url) == 404
+    private = await sandbox.expose_port(8000, private=True)
+    assert await status(private.url) == 401
+    assert await status(private.url, **{"X-Runra-Preview-Token": private.token}) == 200
+    link = await sandbox.sign_url(8000, expires_in_ms=60_000)
+    assert await status(link.url) == 303
+    await sandbox.revoke_urls(8000)
+    assert await status(link.url) == 401
+    assert [(one.port, one.private) for one in await sandbox.get_ports()] == [(8000, True)]
+    with pytest.raises(RunraError, match="1024") as caught:
+        await sandbox.expose_port(80)
+    assert caught.value.code == "INVALID_REQUEST"
+    await server.kill()

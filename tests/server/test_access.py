@@ -23,6 +23,8 @@ _BODIES: dict[str, Any] = {
     "signal_process": {"signal": "SIGTERM"},
     "make_folder": {"path": "x"},
     "move_file": {"from": "a", "to": "b"},
+    "expose_port": {"port": 3000},
+    "sign_url": {"expiresInMs": 1000},
     "create_key": {"name": "k", "profile": "read-only"},
     "create_organization": {"name": "o"},
 }
@@ -39,7 +41,7 @@ async def _walk(
         for method, operation in operations.items():
             if not only(path, operation):
                 continue
-            real = path.replace("{id}", sandbox_id).replace("{pid}", "1").replace("{key_id}", "key_none")
+            real = path.replace("{id}", sandbox_id).replace("{pid}", "1").replace("{port}", "3000").replace("{key_id}", "key_none")
             options: dict[str, Any] = {"params": {"path": "/x"} if "/files" in path and method != "post" else {}}
             if operation["operationId"] in _BODIES:
                 options["json"] = _BODIES[operation["operationId"]]

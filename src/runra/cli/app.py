@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, images, keys, lifecycle, serving, terminal, watching
+from runra.cli import copying, examination, execution, images, keys, lifecycle, ports, serving, terminal, watching
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -93,6 +93,14 @@ _add(key, "create", keys.create)
 _add(key, "ls", keys.ls)
 _add(key, "rm", keys.rm)
 app.add_typer(key, name="key")
+
+port = typer.Typer(help="Servers in a sandbox, seen from outside.", no_args_is_help=True, rich_markup_mode=None)
+_add(port, "expose", ports.expose)
+_add(port, "ls", ports.ls)
+_add(port, "close", ports.close)
+_add(port, "url", ports.url)
+_add(port, "revoke", ports.revoke)
+app.add_typer(port, name="port")
 
 auth = typer.Typer(help="Another name for `runra key`.", no_args_is_help=True, rich_markup_mode=None)
 _add(auth, "create-key", keys.create_key)

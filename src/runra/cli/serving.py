@@ -12,6 +12,7 @@ import typer
 
 from runra.cli.examination import DATA_DIR, server_packages
 from runra.cli.output import say
+from runra.cli.policy import node_policy
 
 if TYPE_CHECKING:
     from runra.events import EventLog
@@ -34,6 +35,25 @@ def serve(
     ranges: Annotated[
         list[str] | None,
         typer.Option("--range", metavar="NAME=LOW:HIGH", help="Widen what a create may ask for: memoryMb=64:65536."),
+    ] = None,
+    isolation: Annotated[
+        str | None, typer.Option("--isolation", help="The wall of sandboxes that ask for none: bubblewrap, gvisor.")
+    ] = None,
+    allow_isolation: Annotated[
+        str | None,
+        typer.Option("--allow-isolation", metavar="NAMES", help="Walls a create may ask for. [default: all that work]"),
+    ] = None,
+    require_isolation: Annotated[
+        str | None, typer.Option("--require-isolation", metavar="NAME", help="This wall for every sandbox, or none.")
+    ] = None,
+    allow_unenforced: Annotated[
+        str | None,
+        typer.Option(
+            "--allow-unenforced",
+            metavar="LIMITS",
+            help="Make sandboxes although these limits cannot be held here: cpu, memory, pids, disk, or all. "
+            "[default: none as root, all as an ordinary user]",
+        ),
     ] = None,
     registries: Annotated[
         Path | None, typer.Option("--registries", help="JSON file about registries: mirrors, logins (docs/images.md).")
@@ -66,6 +86,7 @@ def serve(
         pull_on_create=pull_on_create,
         pull_timeout_s=pull_timeout,
         access_log=access_log,
+        node=node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
     )
     findings = asyncio.run(doctor.examine(settings.data_dir, trial=False))
 

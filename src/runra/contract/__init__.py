@@ -54,6 +54,7 @@ from runra.contract.images import (
     same_image,
 )
 from runra.contract.network import Egress, Ingress, Network
+from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
     SandboxConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "DISK_MB",
     "EXEC_TIMEOUT_MS",
     "IDLE_TIMEOUT_MS",
+    "LINK_MS",
     "MAX_BODY_BYTES",
     "MAX_COMMAND_BYTES",
     "MEMORY_MB",
@@ -105,6 +107,9 @@ __all__ = [
     "Page",
     "Pagination",
     "PathText",
+    "Port",
+    "PortExposed",
+    "PortRequest",
     "ProcessInfo",
     "ProcessStarted",
     "Profile",
@@ -118,6 +123,8 @@ __all__ = [
     "SandboxState",
     "Scope",
     "SignalRequest",
+    "SignedUrl",
+    "SignedUrlRequest",
     "TerminationReason",
     "Text",
     "WatchEvent",

@@ -16,7 +16,8 @@ class Egress(Request):
 
 
 class Ingress(Request):
-    allow_ports: list[Annotated[int, PORT]] = Field(default_factory=list, max_length=1000)
+    #: Only these may be exposed; any port when unset, none when empty.
+    allow_ports: list[Annotated[int, PORT]] | None = Field(None, max_length=1000)
 
 
 class Network(Request):

@@ -20,10 +20,10 @@ from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
+from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.images.store import Images
-from runra.node.isolation import Box, Isolation
-from runra.node.isolation.bubblewrap import Bubblewrap
+from runra.node.isolation import Box, Isolation, walls
 from runra.node.launcher import Launcher
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
@@ -80,8 +80,8 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
-        wall = Bubblewrap(self._launcher)
-        self._isolations = {wall.name: wall}
+        self._tell_unheld()
+        self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         await self.images.start(self._hierarchies)
         self.images.layers.users.append(self._layers_in_use)
@@ -96,6 +96,12 @@ class Node:
         self.images.collect()
         for folder in self._trash.iterdir():
             self._clean(self._delete(folder))
+
+    def _tell_unheld(self) -> None:
+        missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
+        if missing:
+            refused = "sandboxes are refused" if set(missing) - allowed else "a sandbox may take all of it"
+            log.warning("limits this machine cannot hold: %s; %s (`runra doctor`)", ", ".join(missing), refused)
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
@@ -185,16 +191,8 @@ class Node:
         egress = config.network.egress if config.network else None
         if egress is not None and (egress.allow or egress.default == "allow"):
             raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
-        if config.network and config.network.ingress and config.network.ingress.allow_ports:
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.ingress"})
-        isolation = self._isolations.get(config.isolation or self.settings.isolation)
-        if isolation is None:
-            raise RunraError(
-                "INVALID_CONFIG",
-                f"no isolation {config.isolation!r} here; there is {', '.join(self._isolations)}",
-                details={"field": "isolation", "value": config.isolation},
-            )
-        return isolation
+        refuse_unheld(self.enforced, self.settings.allow_unenforced)
+        return walls.choose(self._isolations, config.isolation)
 
     @asynccontextmanager
     async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
@@ -243,7 +241,7 @@ class Node:
         limits = record.config.resources
         self._disk.make(folder, limits.disk_mb)
         record.save(sandbox.record_path)
-        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, self.settings.max_pids))
+        sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
         with _listen(sandbox.socket_path) as listen:
             box = Box(
                 id=record.id,

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
@@ -125,7 +125,7 @@ class Sandbox:
             idle_timeout_ms=config.idle_timeout_ms,
             metadata=config.metadata,
             # No sandbox has a network yet; what is shown is what holds.
-            network={"egress": {"allow": [], "default": "deny"}},
+            network={"egress": {"allow": [], "default": "deny"}, **_ingress(config)},
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
@@ -184,7 +184,9 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
-            self._ooms_known = self.oom_kills()
+            if self._link is not None and not self._link.closed:
+                # Its agent outlived them. When it did not, they may be what killed it.
+                self._ooms_known = self.oom_kills()
             self.touch()
 
     def touch(self) -> None:
@@ -515,6 +517,12 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
+
+
+def _ingress(config: SandboxConfig) -> dict[str, Any]:
+    """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
+    ingress = config.network.ingress if config.network else None
+    return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}
 
 
 def _bytes_below(folder: Path) -> int:

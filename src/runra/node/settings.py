@@ -38,7 +38,13 @@ class NodeSettings:
     """`data_dir` holds everything this node writes; two nodes never share one."""
 
     data_dir: Path
-    isolation: str = "bubblewrap"
+    #: The wall of a sandbox whose create names none; None: bubblewrap, or the only one allowed.
+    isolation: str | None = None
+    #: The walls a create may ask for; None: every one that works here.
+    allowed_isolation: frozenset[str] | None = None
+    #: Limits that need not hold (cpu, memory, pids, disk); a create is refused where another one cannot be held. None:
+    #: none of them as root, and all of them as an ordinary user, who can hold hardly any and is told so.
+    allow_unenforced: frozenset[str] | None = None
     #: The sub-uid ranges handed out begin here; the defaults stay clear of /etc/subuid's usual ranges and of 2^31.
     first_id: int = 0x2000_0000
     id_ranges: int = 16_384

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from runra.runtime.providers import LLMProvider as LLMProvider
     from runra.runtime.providers import SandboxProvider as SandboxProvider
     from runra.runtime.run import AgentRun as AgentRun
+    from runra.runtime.runtime import Runra as Runra
+    from runra.runtime.sandbox import Sandbox as Sandbox
     from runra.runtime.types import AgentResult as AgentResult
     from runra.runtime.types import ExecuteOptions as ExecuteOptions
     from runra.runtime.types import SandboxHandle as SandboxHandle
@@ -30,8 +32,10 @@ _HOMES: Final = {
     "ExecuteOptions": "runra.runtime.types",
     "Exporter": "runra.runtime.providers",
     "LLMProvider": "runra.runtime.providers",
+    "Runra": "runra.runtime.runtime",
     "RunraError": "runra.errors",
     "RunraOptions": "runra.runtime.options",
+    "Sandbox": "runra.runtime.sandbox",
     "SandboxHandle": "runra.runtime.types",
     "SandboxProvider": "runra.runtime.providers",
     "StartParams": "runra.runtime.types",
@@ -46,8 +50,10 @@ __all__ = [
     "ExecuteOptions",
     "Exporter",
     "LLMProvider",
+    "Runra",
     "RunraError",
     "RunraOptions",
+    "Sandbox",
     "SandboxHandle",
     "SandboxProvider",
     "StartParams",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ OURS: Final = "runra-sandbox"
 #: Options that belong to one provider and mean nothing, or harm, to another.
 _OF_A_PROVIDER: Final = ("apiKey", "apiUrl", "config")
 _SECTIONS: Final = ("sandbox", "agent", "llm")
+_SECRET: Final = re.compile(r"key|token|secret|passw|credential|headers|dsn|cookie|\benv\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,22 @@ def resolve(given: Mapping[str, Any] | BaseModel | None = None, *, config_file: 
         _fill(values, layer.values, layer.source, sources, "")
     _check_key_and_address(values, sources, layers)
     return Resolved(checked_options(values, "options"), values, sources)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option's name says that its value is not for the eyes of others."""
+    return bool(_SECRET.search(name))
+
+
+def masked(values: Any, name: str = "") -> Any:
+    """Options as they may be shown: what is secret as `****` and its last four characters."""
+    if isinstance(values, Mapping):
+        return {key: masked(value, f"{name} {key}") for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [masked(value, name) for value in values]
+    if isinstance(values, str) and is_secret(name):
+        return f"****{values[-4:]}" if len(values) >= 16 else "****"
+    return values if values is None or isinstance(values, str | int | float | bool) else f"<{type(values).__name__}>"
 
 
 # --- the sources -------------------------------------------------------------------------------------------------
@@ -156,7 +174,10 @@ def _user() -> list[Layer]:
     path = config_path()
     if not path.exists():
         return []
-    return [Layer(str(path), _with_top_level(_plain(_read(path))))]
+    # The server notes things of its own in this file.
+    known = (*_SECTIONS, "observability", "logLevel", "apiKey", "apiUrl")
+    values = {name: value for name, value in _plain(_read(path)).items() if name in known}
+    return [Layer(str(path), _with_top_level(values))]
 
 
 def _read(path: Path) -> dict[str, Any]:

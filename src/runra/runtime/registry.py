@@ -100,5 +100,26 @@ SANDBOX_PROVIDERS: Final[Registry[Any]] = Registry(
     },
 )
 AGENTS: Final[Registry[Any]] = Registry("agent", "runra.agents", {"custom": f"{_HERE}.agents.custom:CustomAgent"})
-LLMS: Final[Registry[Any]] = Registry("model provider", "runra.llms", {})
-EXPORTERS: Final[Registry[Any]] = Registry("exporter", "runra.exporters", {})
+LLMS: Final[Registry[Any]] = Registry(
+    "model provider",
+    "runra.llms",
+    {
+        id: f"{_HERE}.llms.provider:{id}"
+        for id in ("openai", "anthropic", "gemini", "openrouter", "ollama", "vllm", "custom")
+    },
+)
+EXPORTERS: Final[Registry[Any]] = Registry(
+    "exporter",
+    "runra.exporters",
+    {
+        "axiom": f"{_HERE}.exporters.axiom:AxiomExporter",
+        "console": f"{_HERE}.exporters.console:ConsoleExporter",
+        "custom": f"{_HERE}.exporters.custom:CustomExporter",
+        "jsonl": f"{_HERE}.exporters.jsonl:JsonlExporter",
+        "langfuse": f"{_HERE}.exporters.langfuse:LangfuseExporter",
+        "otel": f"{_HERE}.exporters.otel:OtelExporter",
+        "postgres": f"{_HERE}.exporters.postgres:PostgresExporter",
+        "prometheus": f"{_HERE}.exporters.prometheus:PrometheusExporter",
+        "webhook": f"{_HERE}.exporters.webhook:WebhookExporter",
+    },
+)

@@ -1,15 +1,13 @@
-"""A run: one piece of work of an agent, whose id and trace id every event in it carries."""
+"""What an agent is given: the prompt, the sandbox, the model, and a voice in the run's events."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from runra.events import Event, EventType
-from runra.ids import new_id
+from runra.tracing import Run
 
 if TYPE_CHECKING:
     from runra.runtime.providers import LLMProvider
@@ -17,20 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
-    """`id` is `run_` and 16 characters; `trace_id` 32 hex digits, as W3C Trace Context and OpenTelemetry have it."""
-
-    id: str = field(default_factory=lambda: new_id("run"))
-    trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
-
-
-#: The run the current task works for; tasks it starts inherit it.
-current_run: Final[ContextVar[Run | None]] = ContextVar("runra_run", default=None)
-
-
-@dataclass(frozen=True)
 class AgentRun:
-    """What an agent is given: the prompt, the sandbox to work in, the model if one is configured, and a voice."""
+    """One run of an agent. `llm` is None when no model is configured;"""
 
     run: Run
     prompt: str

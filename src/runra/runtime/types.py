@@ -10,7 +10,6 @@ from pydantic import Field
 
 from runra.contract import ExecutionResult, Request, SandboxState, Wire
 from runra.sdk.output import OutputChunk
-from runra.sdk.types import SandboxConfig
 
 
 class SandboxHandle(Wire):
@@ -83,7 +82,7 @@ class StartParams(Request):
 
     prompt: str = Field(min_length=1)
     sandbox_id: str | None = None
-    sandbox_options: SandboxConfig | dict[str, Any] | None = None
+    sandbox_options: dict[str, Any] | None = None
 
 
 class AgentResult(Wire):

@@ -25,9 +25,15 @@ from runra.server.creates import Creates
 from runra.server.edge import Edge
 from runra.server.executions import Executions
 from runra.server.faults import fault
+from runra.server.ingress.door import Door
+from runra.server.ingress.front import Front
+from runra.server.ingress.hosts import Names
+from runra.server.ingress.ingress import Ingress
+from runra.server.ingress.tokens import Signer, load_secret
 from runra.server.measure import Measures
 from runra.server.nodeport import Node, Sandbox
 from runra.server.openapi import document
+from runra.server.ports import Ports
 from runra.server.routes import ALL
 from runra.server.routing import PREFIX
 from runra.server.services import Services
@@ -57,6 +63,7 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
             pull_on_create=settings.pull_on_create,
             pull_timeout=settings.pull_timeout_s,
             registries=read_registries(settings.registries) if settings.registries else {},
+            **settings.node,
         ),
         events,
     )
@@ -86,6 +93,7 @@ def create_app(settings: ServerSettings, make_node: NodeMaker = real_node) -> Fa
     _add_open_routes(app)
     app.router.default = _nowhere
     app.add_middleware(Edge)
+    app.add_middleware(Front)  # the last one added is the first one asked
     app.add_exception_handler(405, _other_method)
     # FastAPI's own way to replace the document.
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
@@ -109,10 +117,16 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         node = make_node(settings, events)
         executions = Executions(events, measures, settings.collect_bytes)
         creates = Creates(store, node, settings.create_timeout_s + settings.pull_timeout_s)
+        names = Names(settings.domain, settings.url)
+        signer = Signer(await asyncio.to_thread(load_secret, settings.data_dir / "preview-secret"))
+        ports = Ports(store, events, names, signer)
+        ingress = Ingress(settings, names, Door(node, ports, names), measures)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:
             await creates.keep(sandbox)
+            if sandbox.info().state == "terminated":
+                await ports.forget(sandbox.id)
             # A paused sandbox cannot answer; its commands are followed again once it is resumed.
             if sandbox.id in to_adopt and sandbox.info().state == "running":
                 to_adopt.discard(sandbox.id)
@@ -123,16 +137,18 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         await node.start()
         stack.push_async_callback(executions.close)
         await creates.reconcile()
+        await ports.load()
         alive = list(node.sandboxes.values())
         awake = [sandbox for sandbox in alive if sandbox.info().state == "running"]
         to_adopt |= {sandbox.id for sandbox in alive} - {sandbox.id for sandbox in awake}
         # Before the first call comes in: a retry must find its command, not start a second reader of it.
         await asyncio.gather(*(executions.adopt(sandbox) for sandbox in awake))
-        services = Services(settings, store, node, events, access, creates, executions, measures)
+        services = Services(settings, store, node, events, access, creates, executions, measures, ports, ingress)
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)
         stack.push_async_callback(access.flush)
         stack.callback(services.closing.set)
+        stack.callback(ingress.stop)
         yield services
 
 
@@ -190,12 +206,7 @@ async def _other_method(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    found: set[str] = set()
-    path = None
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        # A path of its own is described apart from the wider one it also fits.
-        if match is not Match.NONE and path in (None, route.path):
-            path = route.path
-            found |= getattr(route, "methods", None) or set()
-    return found
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # What is written out in full (`/images/import`) is a resource of its own, whatever a pattern takes besides.
+    exact = [route for route in matching if getattr(route, "path", "") == request.url.path]
+    return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}

@@ -52,6 +52,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services
         services.closing.set()
+        services.ingress.stop()
         await asyncio.sleep(0)
         await super().shutdown(sockets)
         # uvicorn would raise the signal once more when it is done, and end the process before `serve` has returned.

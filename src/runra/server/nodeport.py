@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, Protocol
 
 from runra.contract import (
@@ -20,6 +21,7 @@ from runra.contract import (
     TerminationReason,
     WatchEvent,
 )
+from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec, Exit, Output, ProcessStatus
 
 
@@ -86,6 +88,22 @@ class AgentProcess(Protocol):
     def detach(self) -> None: ...
 
 
+class Tunnel(Protocol):
+    """A connection to a port inside. What `abort` is given is raised to whoever reads or writes."""
+
+    @property
+    def written_at(self) -> float: ...
+    async def read(self, timeout: float | None = None) -> bytes: ...
+    async def write(self, data: bytes, timeout: float | None = None) -> None: ...
+    def end_write(self) -> None: ...
+    def abort(self, why: RunraError) -> None: ...
+    def close(self) -> None: ...
+    async def __aenter__(self) -> Tunnel: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
 class AgentLink(Protocol):
     @property
     def files(self) -> AgentFiles: ...
@@ -93,6 +111,7 @@ class AgentLink(Protocol):
     async def attach(self, pid: int, *, offset: int = 0) -> AgentProcess: ...
     async def processes(self) -> list[ProcessStatus]: ...
     async def signal(self, pid: int, signum: int) -> None: ...
+    async def connect_port(self, port: int, first: bytes = b"") -> Tunnel: ...
 
 
 class Sandbox(Protocol):

@@ -10,6 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from runra.errors import RunraError
+from runra.server.ingress.hosts import absolute_form
+from runra.server.ingress.ingress import Ingress
+from runra.server.ingress.upgrade import Upgrade
 
 #: Most bytes of a request line with its headers. A path has at most 4096, written as up to three times that.
 MAX_HEAD: Final = 64 << 10
@@ -53,7 +56,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
+        # uvicorn would add a chunked body's trailers to this list later on: a second Host, say, or another key.
+        self.scope["headers"] = list(self.headers)
+        self._one_target()
         super().on_headers_complete()
+
+    def _one_target(self) -> None:
+        """Keep the request's target as it came, and see that it names no other host than Host does: which of the two
+        counts (RFC 9112, 3.2.2) must not be a question here."""
+        target = self.url
+        whole = absolute_form(target)
+        if whole is not None:
+            authority, target = whole
+            if [value.lower() for name, value in self.headers if name == b"host"] != [authority.lower()]:
+                raise ValueError("the request's target and its Host header name different hosts")
+        self.scope["state"]["target"] = target
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -61,7 +78,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._head_arrived()
-        super().handle_websocket_upgrade()
+        ingress: Ingress = self.config.app.state.services.ingress  # type: ignore[union-attr]
+        place = ingress.place(self.headers)
+        if place is None:
+            super().handle_websocket_upgrade()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Asked for before the answer to an earlier request was out: the two would run into each other.
+            self.transport.abort()
+            return
+        # A preview's: its bytes are the sandbox's and the client's, no frame of it is ours to read.
+        self.connections.discard(self)
+        upgrade = Upgrade(ingress, self.transport, self.headers, self.client[0] if self.client else "unknown")
+        task = self.loop.create_task(upgrade.serve(place, self.scope["method"], self.scope["state"]["target"]))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

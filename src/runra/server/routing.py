@@ -18,6 +18,7 @@ from runra.contract import Scope as KeyScope
 from runra.server.access import SCOPES
 from runra.server.calls import Call, Query, parse_query, services
 from runra.server.faults import ErrorAnswer
+from runra.tracing import current_run, told_run
 
 PREFIX: Final = "/v1"
 #: Where a route's scope stands, in the OpenAPI document as well.
@@ -33,6 +34,7 @@ _PATH_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     "id": {"description": "id of a sandbox", "schema": {"type": "string", "examples": ["sb_0123456789abcdef"]}},
     "pid": {"description": "id of a process in the sandbox", "schema": {"type": "integer", "minimum": 1}},
     "reference": {"description": "name of an image", "schema": {"type": "string", "examples": ["python:3.12"]}},
+    "port": {"description": "number of a port", "schema": {"type": "integer", "minimum": 1024, "maximum": 65535}},
     "key_id": {"description": "id of an API key", "schema": {"type": "string", "examples": ["key_0123456789abcdef"]}},
 }
 
@@ -46,6 +48,8 @@ async def _guard(scope: Scope, receive: Receive, needed: str) -> Call:
     sandbox_id = call.path.get("id")
     if sandbox_id is not None:
         await call.find_sandbox(sandbox_id)
+    # In this request's own context: the events it leads to carry its run, those of commands it leaves behind too.
+    current_run.set(told_run(scope["headers"]))
     return call
 
 

@@ -9,8 +9,10 @@ from runra.events import EventLog
 from runra.server.access import Access
 from runra.server.creates import Creates
 from runra.server.executions import Executions
+from runra.server.ingress.ingress import Ingress
 from runra.server.measure import Measures
 from runra.server.nodeport import Node
+from runra.server.ports import Ports
 from runra.server.settings import ServerSettings
 from runra.server.store import Store
 
@@ -25,5 +27,7 @@ class Services:
     creates: Creates
     executions: Executions
     measures: Measures
+    ports: Ports
+    ingress: Ingress
     #: Set when the server begins to stop: open streams end then, and their clients reconnect elsewhere or later.
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from runra import contract
 from runra.contract import Range
@@ -51,6 +51,11 @@ class ServerSettings:
     heartbeat_s: float = 15.0
     #: A client that reads nothing, or sends nothing of a body it announced, is dropped after this.
     stall_s: float = 300.0
+    #: Most connections to one sandbox's ports at once.
+    preview_connections: int = 512
+    #: A preview's request or answer in which nothing moves is cut off after this; a WebSocket after the second.
+    preview_idle_s: float = 300.0
+    preview_socket_idle_s: float = 3600.0
     #: Longest a create may take once its image is here.
     create_timeout_s: float = 120.0
     #: Longest a pull may take, also one that a create waits for.
@@ -64,6 +69,8 @@ class ServerSettings:
     #: Terminated sandboxes stay listed this long.
     keep_terminated_days: int = 30
     access_log: bool = False
+    #: Settings of this host's node by name (`runra.node.NodeSettings`); what is left out has its default there.
+    node: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def store_url(self) -> str:

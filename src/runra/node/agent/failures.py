@@ -89,6 +89,8 @@ def agent_error(fields: Fields, **about: Any) -> RunraError:
         )
     if stage == Stage.TAKEN:
         return RunraError("INVALID_STATE", "another reader took over this process's output")
+    if stage == Stage.CONNECT:
+        return port_error(code, message, about.get("port"))
     if code in _EXHAUSTED:
         return _exhausted(code, message)
     details: dict[str, Any] = {"reason": REASONS.get(code, "failed"), "errno": _name(code)}
@@ -106,6 +108,14 @@ def agent_error(fields: Fields, **about: Any) -> RunraError:
     if stage == Stage.REQUEST:
         return RunraError("INVALID_REQUEST", message, details=details)
     return RunraError("INTERNAL_ERROR", f"the sandbox could not start it: {message}", details=details)
+
+
+def port_error(code: int, message: str, port: object) -> RunraError:
+    """A connection to a port inside that could not be made, or broke."""
+    closed = code in (errno.ECONNREFUSED, errno.EADDRNOTAVAIL)
+    text = "nothing listens there in the sandbox; start the server first" if closed else message
+    details = {"reason": "port_closed" if closed else "connection_broke", "port": port, "errno": _name(code)}
+    return RunraError("INVALID_STATE", f"port {port}: {text}", details=details)
 
 
 def signal_name(number: int) -> str:

@@ -45,6 +45,7 @@ class Ask(IntEnum):
     CREDIT = 10
     RESIZE = 11
     DETACH = 12
+    CONNECT = 13
 
 
 class Tell(IntEnum):
@@ -61,6 +62,7 @@ class Tell(IntEnum):
     STATUS = 73
     DONE = 74
     CLOSED = 75
+    EOF = 76
 
 
 class Field(IntEnum):
@@ -94,6 +96,7 @@ class Field(IntEnum):
     UID = 26
     GID = 27
     IS_DIRECTORY = 28
+    PORT = 29
     COMMAND = 32
     ARG = 33
     ENV = 34
@@ -120,6 +123,7 @@ class Stage(IntEnum):
     PTY = 6
     NO_PROCESS = 7
     TAKEN = 8
+    CONNECT = 9
 
 
 class Frame(NamedTuple):
@@ -249,7 +253,7 @@ class Decoder:
         start, end, view = self._start, self._end, self._view
         while end - start >= HEADER.size:
             length, kind, flags, reserved, stream = HEADER.unpack_from(view, start)
-            if not Tell.HELLO <= kind <= Tell.CLOSED or reserved:
+            if not Tell.HELLO <= kind <= Tell.EOF or reserved:
                 raise ProtocolError(f"a frame of unknown type {kind}")
             output = kind == Tell.OUTPUT
             if length > (MAX_OUTPUT if output else MAX_ANSWER) or flags > output:

@@ -29,6 +29,7 @@ from runra.node.agent.frames import (
     unpack_fields,
 )
 from runra.node.agent.process import AgentProcess
+from runra.node.agent.tunnel import EARLY, Tunnel, TunnelChannel
 from runra.node.agent.types import AgentLost, ExecSpec, ProcessStatus
 
 #: Seconds the agent has to answer a request.
@@ -232,6 +233,34 @@ class AgentLink:
             found.append(status)
         return sorted(found, key=lambda status: (status.started_at_ms, status.pid))
 
+    async def connect_port(self, port: int, first: bytes = b"") -> Tunnel:
+        """Connect to a TCP port on the sandbox's own loopback: 127.0.0.1, else ::1. The caller closes it.
+
+        `first` is written to it, without waiting for the connection before.
+
+        Raises INVALID_STATE with `details.reason` `port_closed` when nothing listens there, RESOURCE_EXHAUSTED beyond
+        1,024 connections, INVALID_REQUEST outside 1024–65535; AgentLost when the agent does not answer.
+        """
+        if not 1024 <= port <= 65535:
+            raise RunraError("INVALID_REQUEST", f"port {port}: must be between 1024 and 65535")
+        payload = pack_fields([(Field.PORT, port), (Field.WINDOW, WINDOW)])
+        channel = TunnelChannel(self, self._new_stream(), {"port": port})
+        early = first[:EARLY]
+        channel.early = len(early)
+        self._open(channel, Ask.CONNECT, payload, pack(Ask.DATA, channel.stream, early) if early else b"")
+        try:
+            await self.reply(channel.started, lambda: None)
+            tunnel = Tunnel(channel, port)
+            if len(first) > EARLY:
+                await tunnel.write(first[EARLY:], REPLY_TIMEOUT)
+            return tunnel
+        except TimeoutError:
+            channel.leave()
+            raise AgentLost(f"port {port} took nothing within {REPLY_TIMEOUT:g} s") from None
+        except BaseException:
+            channel.leave()
+            raise
+
     async def signal(self, pid: int, signum: int) -> None:
         """Send a signal to the whole tree of a process, also when only its background children are left."""
         if not 0 < pid < 1 << 31 or not 0 < signum < 65:
@@ -257,10 +286,8 @@ class AgentLink:
                 self._lost("the agent does not confirm closed streams")
 
     def open_channel(self, kind: Ask, payload: bytes, about: dict[str, Any]) -> Channel:
-        self.check()
         channel = Channel(self, self._new_stream(), about)
-        self._streams[channel.stream] = channel
-        self.send(pack(kind, channel.stream, payload))
+        self._open(channel, kind, payload)
         return channel
 
     def check(self) -> None:
@@ -283,6 +310,11 @@ class AgentLink:
             give_up()
 
     # --- inside ---
+
+    def _open(self, channel: Channel, kind: Ask, payload: bytes, also: bytes = b"") -> None:
+        self.check()
+        self._streams[channel.stream] = channel
+        self.send(pack(kind, channel.stream, payload) + also)
 
     async def _start(self, kind: Ask, payload: bytes, about: dict[str, Any]) -> AgentProcess:
         channel = self.open_channel(kind, payload, about)

@@ -28,7 +28,8 @@ from pydantic import BaseModel
 from runra.errors import RunraError
 from runra.node.cgroups import Cgroup, Hierarchies, Limits
 from runra.node.isolation import seccomp
-from runra.node.isolation.bubblewrap import STAGE, find_bwrap, stage_bwrap
+from runra.node.isolation.bubblewrap import find_bwrap, stage_bwrap
+from runra.node.isolation.staging import STAGE
 from runra.node.launcher import Launcher
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 from runra.node.waiting import read_all

@@ -32,6 +32,10 @@ class Isolation(Protocol):
 
     name: str
 
+    def host_processes(self, inside: int) -> int:
+        """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""
+        ...
+
     def prepare(self, box: Box) -> None:
         """Make the folders and files `start` needs below `box.folder`."""
         ...

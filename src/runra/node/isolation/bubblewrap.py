@@ -7,11 +7,8 @@ privileges. Without root, bwrap maps the one id we have, and files of others app
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import shutil
-import stat
 import uuid
 from io import FileIO
 from pathlib import Path
@@ -19,13 +16,10 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.isolation import Box, seccomp
+from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, Stage, spawn
 from runra.node.launcher import Launcher, binary
 from runra.node.settings import IDS_PER_SANDBOX
-from runra.node.waiting import read_all
 
-#: Where the launcher shows the wall's sources (launcher/stage.c).
-STAGE: Final = "/mnt"
-_AGENT: Final = "/run/runra/agent"
 #: Descriptors the launcher lays out: stdin, stdout, errors, bwrap's report, the agent's socket, the filter of system
 #: calls, the namespace.
 _INFO_FD, _LISTEN_FD, _SECCOMP_FD, _USERNS_FD = 3, 4, 5, 6
@@ -35,14 +29,6 @@ _MASKED: Final = tuple(
     for name in ("kcore", "keys", "key-users", "kallsyms", "latency_stats", "sched_debug", "timer_list", "config.gz")
 )
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-#: What root may do inside: a container's usual set without raw sockets and device nodes. All of it counts
-#: only against the sandbox's own ids and namespaces.
-_CAPABILITIES: Final = (
-    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
-    *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL"),
-)
-_RUN_BYTES: Final = 64 << 20
-_START_TIMEOUT: Final = 20.0
 
 
 def find_bwrap() -> Path:
@@ -71,7 +57,7 @@ def stage_bwrap(bwrap: Path) -> tuple[list[str], str]:
 
 
 class Bubblewrap:
-    """Isolation by bubblewrap. `idmapped` remembers which sources this machine's file systems can id-map."""
+    """Isolation by bubblewrap."""
 
     name = "bubblewrap"
 
@@ -81,15 +67,13 @@ class Bubblewrap:
         self._agent = binary("runra-agent")
         self._filter = seccomp.program()
         self._masked = [path for path in _MASKED if Path(path).exists()]
-        self._idmapped: dict[Path, bool] = {}
+        self._stage = Stage(launcher)
+
+    def host_processes(self, inside: int) -> int:
+        return inside
 
     def prepare(self, box: Box) -> None:
-        for number in range(len(box.root.overlays)):
-            for kind in ("upper", "work"):
-                folder = box.folder / f"{kind}{number}"
-                folder.mkdir()
-                # The upper folder is the sandbox's own "/" or "/usr": it shows this mode inside.
-                folder.chmod(0o755)
+        self._stage.make_layers(box)
         boot_id = box.folder / "boot_id"
         boot_id.write_text(f"{uuid.uuid4()}\n")
         boot_id.chmod(0o444)
@@ -101,45 +85,15 @@ class Bubblewrap:
         else:
             words = await self._stage_words(box, box.first_id)
             arguments = [stage_bwrap(self._bwrap)[1], *self._arguments(box, staged=True)]
-        for path in box.cgroup.join_files:
-            words += ["cgroup", str(path)]
-        if box.netns is not None:
-            words.append("netns")
-        return await self._spawn(box, [*words, "--", *arguments, "--", _AGENT, "--listen-fd", str(_LISTEN_FD)])
+        words += ["--", *arguments, "--", AGENT, "--listen-fd", str(_LISTEN_FD)]
+        with _memory_file(self._filter) as rules:
+            if box.netns is None:
+                return await spawn(self._launcher, box, words, [rules.fileno()])
+            return await spawn(self._launcher, box, ["netns", *words], [rules.fileno(), box.netns])
 
     async def _stage_words(self, box: Box, first_id: int) -> list[str]:
         words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *stage_bwrap(self._bwrap)[0]]
-        words += ["mount", "plain", str(self._agent), "agent"]
-        for number, overlay in enumerate(box.root.overlays):
-            for layer, lower in enumerate(overlay.lower):
-                kind = "idmap" if await self._can_idmap(lower, first_id, key=_disk_of(lower)) else "plain"
-                words += ["mount", kind, str(lower), f"lower{number}.{layer}"]
-        if await self._can_idmap(box.folder, first_id, key=box.folder.parent):
-            return [*words, "mount", "idmap", str(box.folder), "box"]
-        self._give(box, first_id)
-        return [*words, "mount", "plain", str(box.folder), "box"]
-
-    def _give(self, box: Box, first_id: int) -> None:
-        """Where the data folder cannot be id-mapped, the fresh upper layers simply belong to the range."""
-        box.folder.chmod(0o711)
-        for number in range(len(box.root.overlays)):
-            for top in (box.folder / f"upper{number}", box.folder / f"work{number}"):
-                for path in [top, *top.rglob("*")]:
-                    about = path.lstat()
-                    os.chown(path, first_id + about.st_uid, first_id + about.st_gid, follow_symlinks=False)
-                    if not stat.S_ISLNK(about.st_mode):
-                        path.chmod(stat.S_IMODE(about.st_mode))  # chown took set-id bits away
-
-    async def _can_idmap(self, source: Path, first_id: int, key: Path | None = None) -> bool:
-        """Whether this source's file system takes id-mapped mounts; tried once per source (or `key`)."""
-        key = key or source
-        if key not in self._idmapped:
-            words = ["ids", str(first_id), str(IDS_PER_SANDBOX), "mount", "idmap", str(source), "probe"]
-            with _null() as null:
-                _, exited = await self._launcher.spawn([*words, "--", "/bin/true"], [null.fileno()] * 3)
-            async with asyncio.timeout(_START_TIMEOUT):
-                self._idmapped[key] = await exited == 0
-        return self._idmapped[key]
+        return words + await self._stage.words(box, first_id, self._agent)
 
     def _arguments(self, box: Box, *, staged: bool) -> list[str]:
         folder = f"{STAGE}/box" if staged else str(box.folder)
@@ -153,46 +107,17 @@ class Bubblewrap:
             for layer, lower in reversed(list(enumerate(overlay.lower))):
                 arguments += ["--overlay-src", f"{STAGE}/lower{number}.{layer}" if staged else str(lower)]
             arguments += ["--overlay", f"{folder}/upper{number}", f"{folder}/work{number}", overlay.target]
-        arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(_RUN_BYTES), "--tmpfs", "/run"]
+        arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(RUN_BYTES), "--tmpfs", "/run"]
         # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
         arguments += ["--perms", "1777", "--size", str(box.memory_mb << 19), "--tmpfs", "/dev/shm"]  # noqa: S108
         arguments += ["--remount-ro", "/dev"]
         for path in self._masked:
             arguments += ["--ro-bind", "/dev/null", path]
         arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]
-        arguments += ["--ro-bind", f"{STAGE}/agent" if staged else str(self._agent), _AGENT]
-        for capability in _CAPABILITIES:
+        arguments += ["--ro-bind", f"{STAGE}/agent" if staged else str(self._agent), AGENT]
+        for capability in CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
         return [*arguments, "--seccomp", str(_SECCOMP_FD), "--as-pid-1", "--clearenv", "--chdir", "/"]
-
-    async def _spawn(self, box: Box, words: list[str]) -> int:
-        errors, errors_theirs = os.pipe()
-        info, info_theirs = os.pipe()
-        try:
-            with _null() as null, _memory_file(self._filter) as rules:
-                fds = [null.fileno(), null.fileno(), errors_theirs, info_theirs, box.listen.fileno(), rules.fileno()]
-                if box.netns is not None:
-                    fds.append(box.netns)
-                await self._launcher.spawn(words, fds)
-            os.close(info_theirs)
-            info_theirs = -1
-            report = await read_all(info, _START_TIMEOUT)
-            if report:
-                pid = json.loads(report)["child-pid"]
-                assert isinstance(pid, int)
-                return pid
-            os.close(errors_theirs)
-            errors_theirs = -1
-            said = (await read_all(errors, _START_TIMEOUT)).decode(errors="replace").strip()
-            raise RunraError(
-                "INTERNAL_ERROR",
-                f"the wall did not start: {said[:2000] or 'no reason given'}; `runra doctor` tells what is missing",
-                details={"sandboxId": box.id},
-            )
-        finally:
-            for fd in (errors, errors_theirs, info, info_theirs):
-                if fd >= 0:
-                    os.close(fd)
 
 
 def _memory_file(content: bytes) -> FileIO:
@@ -201,15 +126,3 @@ def _memory_file(content: bytes) -> FileIO:
     file.write(content)
     file.seek(0)
     return file
-
-
-def _disk_of(folder: Path) -> Path:
-    """The mount a folder lies on: what a file system can do, all of it can, so layers need not be tried one by one."""
-    device = folder.stat().st_dev
-    while folder != folder.parent and folder.parent.stat().st_dev == device:
-        folder = folder.parent
-    return folder
-
-
-def _null() -> FileIO:
-    return FileIO(os.devnull, "r+")

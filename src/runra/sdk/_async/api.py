@@ -27,6 +27,7 @@ from runra.sdk.wire import (
     retry_after,
     user_agent,
 )
+from runra.tracing import current_run
 
 #: How long a closing client waits for what interrupted calls take back, in seconds.
 _SETTLE_S = 15.0
@@ -181,7 +182,8 @@ class AsyncApi:
             headers["Authorization"] = f"Bearer {self.settings.api_key}"
         if key is not None:
             headers["Idempotency-Key"] = key
-        return headers
+        run = current_run.get()
+        return headers if run is None else headers | run.headers()
 
     def _after(self, failure: Failure, doing: str, attempt: int, repeatable: bool, timeout_s: float) -> float:
         """Seconds until the next attempt after no answer; raises when there is none."""

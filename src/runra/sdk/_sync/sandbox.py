@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from runra.contract import ExecutionResult, SandboxInfo, SandboxPatch
+from runra.contract import ExecutionResult, Port, PortExposed, SandboxInfo, SandboxPatch, SignedUrl
 from runra.errors import RunraError
+from runra.sdk._sync import ports
 from runra.sdk._sync.api import Api
 from runra.sdk._sync.events import EventStream, Listener
 from runra.sdk._sync.execution import execute
@@ -135,6 +136,36 @@ class Sandbox(SandboxFields):
         return open_terminal(
             self._api, self.id, cols, rows, command=command, cwd=cwd, user=user, pid=pid, offset=offset
         )
+
+    # --- ports ---------------------------------------------------------------------------------------------
+
+    def expose_port(self, port: int, *, private: bool = False) -> PortExposed:
+        """Give a port (1024 to 65535) a URL of its own; one that has it keeps it. Nothing need listen there yet.
+
+        A `private` port opens with its `token` (header X-Runra-Preview-Token), which is in its first answer alone, or
+        with a link of `sign_url`. Raises RunraError: INVALID_REQUEST for a port out of range or outside
+        `ingress.allow_ports`, INVALID_STATE when the sandbox is terminated or the port is exposed the other way.
+        """
+        return ports.expose(self._api, self.id, port, private)
+
+    def get_ports(self) -> list[Port]:
+        """The exposed ports, by number."""
+        return ports.listed(self._api, self.id)
+
+    def close_port(self, port: int) -> None:
+        """Close a port: its URL answers 404, and what is open to it is cut. Closing a closed one is fine."""
+        ports.close(self._api, self.id, port)
+
+    def sign_url(self, port: int, *, expires_in_ms: int | None = None) -> SignedUrl:
+        """A link that opens a private port in a browser for `expires_in_ms` (one hour when unset, at most seven days).
+
+        Raises RunraError: INVALID_STATE for a public port, INVALID_REQUEST for one that is not exposed.
+        """
+        return ports.sign(self._api, self.id, port, expires_in_ms)
+
+    def revoke_urls(self, port: int) -> None:
+        """End every signed link to a private port at once, and what came in by them. Its token stays good."""
+        ports.revoke(self._api, self.id, port)
 
     # --- life ----------------------------------------------------------------------------------------------
 

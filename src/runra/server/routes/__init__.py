@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from runra.server.routes import commands, events, files, images, keys, metrics, processes, sandboxes, terminals
+from runra.server.routes import commands, events, files, images, keys, metrics, ports, processes, sandboxes, terminals
 from runra.server.routing import Routes
 
 #: In the order they are tried: the busiest first.
@@ -15,6 +15,7 @@ ALL: Final[tuple[Routes, ...]] = (
     terminals.routes,
     sandboxes.routes,
     events.routes,
+    ports.routes,
     metrics.routes,
     keys.routes,
     images.routes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 #: Constraint names are fixed so that a migration can find them again on every database.
 metadata: Final = MetaData(
@@ -61,6 +61,17 @@ sandbox_metadata: Final = Table(
     Column("name", String(128), primary_key=True),
     Column("value", Text, nullable=False),
     Index("ix_sandbox_metadata_name_value", "name", "value"),
+)
+
+ports: Final = Table(
+    "ports",
+    metadata,
+    Column("sandbox_id", String(32), ForeignKey("sandboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("private", Boolean, nullable=False),
+    Column("token_hash", String(64)),
+    Column("nonce", String(64), nullable=False),
+    Column("exposed_at", String(32), nullable=False),
 )
 
 idempotency: Final = Table(

@@ -1,0 +1,177 @@
+"""The stronger wall: gVisor, a kernel in user space that answers a sandbox's system calls, run by `runsc`.
+
+Nothing of it runs as the host's root. The launcher enters the sandbox's user namespace and starts a keeper there
+(launcher/keeper.c), process 1 of a pid namespace of its own; below it run gVisor's kernel (as one id of the
+sandbox's range that owns nothing, in a further user namespace) and its file server (as the range's first id), which
+sees the sandbox's root and nothing else. The keeper's end is the sandbox's end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+
+from runra.errors import RunraError
+from runra.node.isolation import Box
+from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, START_TIMEOUT, Stage, null, spawn
+from runra.node.launcher import Launcher, binary
+from runra.node.settings import IDS_PER_SANDBOX
+from runra.node.waiting import read_all
+
+#: How runsc takes over a program's system calls, best first. `kvm` needs a device that no sandbox's ids may open.
+_PLATFORMS: Final = ("systrap", "ptrace")
+#: User namespaces each user may make in the sandbox's: runsc puts its kernel into one. Programs inside never ask the
+#: host's kernel for anything, so they gain nothing by it.
+_NESTED: Final = 1
+#: Flags that newer builds need to be what older ones always were: files through the file server, in the sandbox's own
+#: layers rather than in memory.
+_IF_KNOWN: Final = ("--directfs=false", "--overlay2=none", "--host-uds=none", "--host-fifo=none")
+#: With `ptrace`, a memory image inside has a traced thread outside for each thread of gVisor's kernel that ever ran it
+#: (measured: up to 11). gVisor ends when it cannot make one, so this is room, and the limit inside is the limit.
+_THREADS_PER_PROCESS: Final = 16
+#: Threads of gVisor's kernel and file server, which grow with calls that block in the host's kernel.
+_OWN_THREADS: Final = 512
+_OPEN_FILES: Final = (65_536, 1_048_576)
+#: gVisor lays a memory file system over an empty /tmp. This folder in it keeps /tmp on the sandbox's disk.
+_TMP_MARK: Final = ".runra"
+#: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
+_STAT_BROKEN_BEFORE: Final = 2024_10_01
+_PRELOAD: Final = "/run/runra/preload.so"
+CURE: Final = "apt-get install runsc, or put gVisor's release binary of that name on the PATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Runsc:
+    """A runsc on this machine: where it is, and what it knows."""
+
+    path: Path
+    version: str
+    platform: str
+    flags: tuple[str, ...]
+
+    @property
+    def stat_broken(self) -> bool:
+        date = re.search(r"20\d{6}", self.version)
+        return date is not None and int(date[0]) < _STAT_BROKEN_BEFORE
+
+
+async def find_runsc(launcher: Launcher) -> Runsc:
+    """Look at the runsc on the PATH. Raises INVALID_CONFIG with the cure when there is none that could be used."""
+    found = shutil.which("runsc")
+    if found is None:
+        raise RunraError("INVALID_CONFIG", f"no runsc: {CURE}")
+    path = Path(found).resolve()
+    said = await _ask(launcher, path, "flags")
+    version = re.search(r"version (\S+)", await _ask(launcher, path, "--version"))
+    offered = re.search(r"^  -platform .*\n(.*)", said, re.MULTILINE)
+    known = [platform for platform in _PLATFORMS if offered and platform in offered[1]]
+    if not known or version is None:
+        raise RunraError("INVALID_CONFIG", f"{path} offers no platform of {', '.join(_PLATFORMS)}: {CURE}")
+    names = set(re.findall(r"^  -(\S+)", said, re.MULTILINE))
+    flags = tuple(flag for flag in _IF_KNOWN if flag[2:].partition("=")[0] in names)
+    return Runsc(path, version[1], known[0], flags)
+
+
+async def _ask(launcher: Launcher, path: Path, word: str) -> str:
+    answer, theirs = os.pipe()
+    try:
+        with null() as nothing, FileIO(theirs, "w"):
+            await launcher.spawn(["--", str(path), word], [nothing.fileno(), theirs, theirs])
+        return (await read_all(answer, START_TIMEOUT)).decode(errors="replace")
+    except TimeoutError:
+        raise RunraError("INVALID_CONFIG", f"{path} {word} said nothing within {START_TIMEOUT:.0f} s") from None
+    finally:
+        os.close(answer)
+
+
+class Gvisor:
+    """Isolation by gVisor."""
+
+    name = "gvisor"
+
+    def __init__(self, launcher: Launcher, runsc: Runsc, max_pids: int) -> None:
+        self._launcher = launcher
+        self._runsc = runsc
+        self._max_pids = max_pids
+        self._agent = binary("runra-agent")
+        self._preload = binary("runra-preload.so")
+        self._stage = Stage(launcher)
+
+    def host_processes(self, inside: int) -> int:
+        return _THREADS_PER_PROCESS * inside + _OWN_THREADS
+
+    def prepare(self, box: Box) -> None:
+        self._stage.make_layers(box)
+        tmp = box.folder / "upper0/tmp"
+        tmp.mkdir()
+        tmp.chmod(0o1777)
+        (tmp / _TMP_MARK).mkdir()
+        bundle = box.folder / "bundle"
+        bundle.mkdir()
+        bundle.chmod(0o755)
+        for name, text in (("config.json", json.dumps(self._spec(box))), ("ld.so.preload", f"{_PRELOAD}\n")):
+            (bundle / name).write_text(text)
+            (bundle / name).chmod(0o644)
+
+    async def start(self, box: Box) -> int:
+        assert box.first_id is not None  # the node offers this wall to root only
+        words = ["nested", str(_NESTED), "ids", str(box.first_id), str(IDS_PER_SANDBOX)]
+        words += ["mount", "plain", str(self._runsc.path), "wall/runsc"]
+        words += await self._stage.words(box, box.first_id, self._agent)
+        words += ["mount", "plain", str(self._preload), "preload.so", "keep"]
+        for number, overlay in enumerate(box.root.overlays):
+            lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))
+            upper = f"upperdir={STAGE}/box/upper{number},workdir={STAGE}/box/work{number}"
+            words += ["overlay", overlay.target, f"lowerdir={lower},{upper},userxattr"]
+        return await spawn(self._launcher, box, [*words, "--", *self._command(box)])
+
+    def _command(self, box: Box) -> list[str]:
+        command = [f"{STAGE}/wall/runsc", f"--root={STAGE}/state/run", f"--platform={self._runsc.platform}"]
+        command += ["--ignore-cgroups", "--network=none", "--file-access=exclusive", *self._runsc.flags]
+        return [*command, "run", "--detach", f"--bundle={STAGE}/box/bundle", f"--pid-file={STAGE}/state/pid", box.id]
+
+    def _spec(self, box: Box) -> dict[str, Any]:
+        """What is inside, in the words of the OCI runtime specification 1.0."""
+        capabilities = [f"CAP_{capability}" for capability in CAPABILITIES]
+        given = {AGENT: "agent"}
+        if self._runsc.stat_broken:
+            given |= {_PRELOAD: "preload.so", "/etc/ld.so.preload": "box/bundle/ld.so.preload"}
+        limits = {"RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_CORE": (0, 0), "RLIMIT_NPROC": (self._max_pids,) * 2}
+        return {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": [AGENT, "--pass-fd", "0"],
+                "env": [],
+                "cwd": "/",
+                "noNewPrivileges": True,
+                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+                "rlimits": [{"type": name, "soft": soft, "hard": hard} for name, (soft, hard) in limits.items()],
+            },
+            "root": {"path": f"{STAGE}/root"},
+            "hostname": box.id.removeprefix("sb_"),
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
+                # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
+                _memory("/dev/shm", f"mode=1777,size={box.memory_mb << 19}"),  # noqa: S108
+                _memory("/run", f"mode=755,size={RUN_BYTES}"),
+                *(
+                    {"destination": where, "type": "bind", "source": f"{STAGE}/{name}", "options": ["ro", "bind"]}
+                    for where, name in given.items()
+                ),
+            ],
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+        }
+
+
+def _memory(where: str, options: str) -> dict[str, Any]:
+    mount = {"destination": where, "type": "tmpfs", "source": "tmpfs"}
+    return {**mount, "options": ["nosuid", "nodev", *options.split(",")]}

@@ -1,0 +1,138 @@
+"""Staging: what every wall run by root is shown below one folder, and how it is started and reports.
+
+The launcher makes a mount namespace of its own for each sandbox (launcher/stage.c). Layers and the sandbox's folder
+come through id-mapped mounts where the file system can do that; elsewhere the fresh upper layers are given to the
+sandbox's ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from runra.errors import RunraError
+from runra.node.isolation import Box
+from runra.node.launcher import Launcher
+from runra.node.settings import IDS_PER_SANDBOX
+from runra.node.waiting import read_all
+
+#: Where the launcher shows a wall's sources (launcher/launcher.h).
+STAGE: Final = "/mnt"
+#: The agent's program, inside.
+AGENT: Final = "/run/runra/agent"
+#: What root may do inside: a container's usual set without raw sockets and device nodes. All of it counts
+#: only against the sandbox's own ids and namespaces.
+CAPABILITIES: Final = (
+    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
+    *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL"),
+)
+#: Bytes of /run, which is memory.
+RUN_BYTES: Final = 64 << 20
+START_TIMEOUT: Final = 20.0
+#: What a wall says of why it did not start, at most.
+_REASON: Final = 2000
+
+
+class Stage:
+    """Prepares folders and the launcher's words. Remembers which sources this machine's file systems can id-map."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._idmapped: dict[Path, bool] = {}
+
+    @staticmethod
+    def make_layers(box: Box) -> None:
+        """Make the private layers of a sandbox's overlays in its folder."""
+        for number in range(len(box.root.overlays)):
+            for kind in ("upper", "work"):
+                folder = box.folder / f"{kind}{number}"
+                folder.mkdir()
+                # The upper folder is the sandbox's own "/" or "/usr": it shows this mode inside.
+                folder.chmod(0o755)
+
+    async def words(self, box: Box, first_id: int, agent: Path) -> list[str]:
+        """Show the agent as `agent`, each layer as `lower<overlay>.<layer>`, the sandbox's folder as `box`."""
+        words = ["mount", "plain", str(agent), "agent"]
+        for number, overlay in enumerate(box.root.overlays):
+            for layer, lower in enumerate(overlay.lower):
+                kind = "idmap" if await self._can_idmap(lower, first_id, key=_disk_of(lower)) else "plain"
+                words += ["mount", kind, str(lower), f"lower{number}.{layer}"]
+        if await self._can_idmap(box.folder, first_id, key=box.folder.parent):
+            return [*words, "mount", "idmap", str(box.folder), "box"]
+        self._give(box, first_id)
+        return [*words, "mount", "plain", str(box.folder), "box"]
+
+    @staticmethod
+    def _give(box: Box, first_id: int) -> None:
+        """Where the data folder cannot be id-mapped, the fresh upper layers simply belong to the range."""
+        box.folder.chmod(0o711)
+        for number in range(len(box.root.overlays)):
+            for top in (box.folder / f"upper{number}", box.folder / f"work{number}"):
+                for path in [top, *top.rglob("*")]:
+                    about = path.lstat()
+                    os.chown(path, first_id + about.st_uid, first_id + about.st_gid, follow_symlinks=False)
+                    if not stat.S_ISLNK(about.st_mode):
+                        path.chmod(stat.S_IMODE(about.st_mode))  # chown took set-id bits away
+
+    async def _can_idmap(self, source: Path, first_id: int, key: Path | None = None) -> bool:
+        """Whether this source's file system takes id-mapped mounts; tried once per source (or `key`)."""
+        key = key or source
+        if key not in self._idmapped:
+            words = ["ids", str(first_id), str(IDS_PER_SANDBOX), "mount", "idmap", str(source), "probe"]
+            with null() as nothing:
+                _, exited = await self._launcher.spawn([*words, "--", "/bin/true"], [nothing.fileno()] * 3)
+            async with asyncio.timeout(START_TIMEOUT):
+                self._idmapped[key] = await exited == 0
+        return self._idmapped[key]
+
+
+async def spawn(launcher: Launcher, box: Box, words: Sequence[str], more: Sequence[int] = ()) -> int:
+    """Start a wall in the sandbox's cgroups; returns the pid it reports, on descriptor 3, as `{"child-pid": N}`.
+
+    Its descriptors: 0 and 1 nothing, 2 errors, 3 the report, 4 the agent's socket, then `more`. Raises INTERNAL_ERROR
+    with what it said when it reports nothing.
+    """
+    joined = [word for path in box.cgroup.join_files for word in ("cgroup", str(path))]
+    errors, errors_theirs = os.pipe()
+    info, info_theirs = os.pipe()
+    try:
+        with null() as nothing:
+            fds = [nothing.fileno(), nothing.fileno(), errors_theirs, info_theirs, box.listen.fileno(), *more]
+            await launcher.spawn([*joined, *words], fds)
+        os.close(info_theirs)
+        info_theirs = -1
+        report = await read_all(info, START_TIMEOUT)
+        if report:
+            pid = json.loads(report)["child-pid"]
+            assert isinstance(pid, int)
+            return pid
+        os.close(errors_theirs)
+        errors_theirs = -1
+        said = (await read_all(errors, START_TIMEOUT)).decode(errors="replace").strip()
+        raise RunraError(
+            "INTERNAL_ERROR",
+            f"the wall did not start: {said[:_REASON] or 'no reason given'}; `runra doctor` tells what is missing",
+            details={"sandboxId": box.id},
+        )
+    finally:
+        for fd in (errors, errors_theirs, info, info_theirs):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _disk_of(folder: Path) -> Path:
+    """The mount a folder lies on: what a file system can do, all of it can, so layers need not be tried one by one."""
+    device = folder.stat().st_dev
+    while folder != folder.parent and folder.parent.stat().st_dev == device:
+        folder = folder.parent
+    return folder
+
+
+def null() -> FileIO:
+    return FileIO(os.devnull, "r+")

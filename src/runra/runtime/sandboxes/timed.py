@@ -1,0 +1,158 @@
+"""The base of providers whose back end has no timers of ours: lifetime, idle time and auto-resume are kept here."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from runra.errors import RunraError
+from runra.runtime.sandboxes.base import BaseProvider
+from runra.runtime.sandboxes.ledger import Ledger
+from runra.runtime.sandboxes.lifetimes import Life, Lifetimes
+from runra.runtime.sandboxes.running import Attached, Running
+from runra.runtime.types import ExecuteOptions
+
+
+class TimedProvider(BaseProvider):
+    """Pauses what is idle, ends what has run its time, and resumes what wants that when it is used.
+
+    The back end's own verbs are `_freeze`, `_thaw` and `_destroy`; `_is_paused` asks it, and `_found` finds a sandbox
+    this process has not met yet, raising SANDBOX_NOT_FOUND.
+    """
+
+    @abstractmethod
+    async def _freeze(self, id: str) -> None: ...
+
+    @abstractmethod
+    async def _thaw(self, id: str) -> None: ...
+
+    @abstractmethod
+    async def _destroy(self, id: str) -> None:
+        """End it, and forget it in `_lifetimes`; one that is gone is fine."""
+
+    @abstractmethod
+    async def _is_paused(self, id: str) -> bool: ...
+
+    @abstractmethod
+    async def _found(self, id: str) -> Life: ...
+
+    def _watch(self, ledger: Ledger) -> None:
+        """Begin; before anything else."""
+        self._ledger = ledger
+        self._lifetimes = Lifetimes(ledger, self._time_over, self._idle)
+        self._background: set[Running] = set()
+
+    async def _unwatch(self) -> None:
+        for running in list(self._background):
+            await running.abandon()
+        await self._lifetimes.close()
+
+    async def pause(self, id: str) -> None:
+        life = await self._met(id)
+        async with life.turn:
+            await self._stop(life)
+
+    async def resume(self, id: str) -> None:
+        life = await self._met(id)
+        if not life.paused and await self._is_paused(id):  # by another process
+            life.stop_clock()
+        await self._wake(life)
+
+    async def _met(self, id: str) -> Life:
+        return self._lifetimes.get(id) or await self._found(id)
+
+    async def _stop(self, life: Life) -> None:
+        await self._freeze(life.id)
+        if not life.paused:
+            life.stop_clock()
+            self._lifetimes.note(life)
+
+    async def _wake(self, life: Life) -> float:
+        """Let it run; how long it was paused, in ms."""
+        async with life.turn:
+            if not life.paused:
+                return 0.0
+            await self._thaw(life.id)
+            paused_ms = (time.monotonic() - life.since) * 1000
+            life.start_clock()
+            self._lifetimes.note(life)
+            return paused_ms
+
+    async def _idle(self, life: Life) -> None:
+        async with life.turn:
+            # Whoever begins to use it waits for this turn, see `_use`.
+            if life.idle_left() != 0:
+                return
+            await self._stop(life)
+        self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": "idle"})
+
+    async def _time_over(self, life: Life) -> None:
+        try:
+            paused = await self._is_paused(life.id)
+        except RunraError as error:
+            if error.code != "SANDBOX_NOT_FOUND":
+                raise
+            self._lifetimes.remove(life.id)
+            return
+        if paused and not life.paused:  # by another process
+            life.stop_clock()
+            return
+        ran = life.total_ms()
+        await self._destroy(life.id)
+        self.report("sandbox.terminated", life.id, {"reason": "timeout", "totalRuntimeMs": ran})
+
+    @asynccontextmanager
+    async def _active(self, id: str) -> AsyncIterator[None]:
+        """What happens inside needs a running sandbox, and is activity."""
+        life = await self._use(id)
+        try:
+            yield
+        finally:
+            self._lifetimes.release(life)
+
+    async def _use(self, id: str) -> Life:
+        """Hold a sandbox that runs, or is resumed for it; the caller releases it."""
+        life = await self._met(id)
+        self._lifetimes.hold(life)
+        try:
+            async with life.turn:  # a pause under way is over, and none for being idle can begin any more
+                paused = life.paused
+            if paused and life.auto_resume:
+                if paused_ms := await self._wake(life):
+                    self.report("sandbox.resumed", id, {"pausedDurationMs": int(paused_ms)})
+            elif paused:
+                if await self._is_paused(id):
+                    raise RunraError(
+                        "INVALID_STATE",
+                        f"sandbox {id} is paused: resume it first, or create it with auto_resume",
+                        details={"sandboxId": id, "state": "paused"},
+                    )
+                life.start_clock()  # resumed by another process
+        except BaseException:
+            self._lifetimes.release(life)
+            raise
+        return life
+
+    async def _in_background(
+        self, id: str, attach: Callable[[], Awaitable[Attached]], options: ExecuteOptions
+    ) -> Running:
+        """A process that keeps its sandbox from being idle for as long as it runs."""
+        life = await self._use(id)
+        try:
+            attached = await attach()
+        except BaseException:
+            self._lifetimes.release(life)
+            raise
+
+        def ended() -> None:
+            self._lifetimes.release(life)
+            self._background.discard(running)
+
+        running = Running(attached, options.timeout_ms, ended)
+        self._background.add(running)
+        if options.stdin is not None:
+            await running.send_stdin(options.stdin.encode() if isinstance(options.stdin, str) else options.stdin)
+            await running.close_stdin()
+        return running

@@ -1,0 +1,459 @@
+"""What every sandbox provider must do, and what it must do when it declares an ability. See `runra.runtime.testing`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from runra.errors import RunraError
+from runra.events import Event
+from runra.runtime import Runra
+from runra.runtime.capabilities import Ability, Capabilities
+from runra.runtime.registry import SANDBOX_PROVIDERS
+from runra.runtime.sandbox import Sandbox
+
+T = TypeVar("T")
+
+#: What no step may take longer than, in seconds.
+STEP_S = 60.0
+_ID = "under-test"
+
+
+class Bench:
+    """A runtime on the provider under test, driven from plain tests: one event loop for all of them."""
+
+    def __init__(self, factory: Callable[[], Any], config: dict[str, Any], image: str) -> None:
+        self._factory, self._config = factory, config
+        self.image = image
+        self.runner = asyncio.Runner()
+        self.runra = self.another()
+        self.can: Capabilities = self.runra.provider.capabilities
+        self.events: list[Event] = []
+        self.runra.on("*", self.events.append)
+
+    def another(self) -> Runra:
+        """A further runtime on the same provider, as after a restart."""
+        SANDBOX_PROVIDERS.register(_ID, self._factory)
+        try:
+            return Runra(sandbox={"provider": _ID, "config": self._config})
+        finally:
+            SANDBOX_PROVIDERS.unregister(_ID)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(STEP_S):
+                return await work
+
+        return self.runner.run(bounded())
+
+    def needs(self, *abilities: Ability) -> None:
+        for ability in abilities:
+            if ability not in self.can:
+                pytest.skip(f"the provider does not declare {ability}")
+
+    def create(self, **options: Any) -> Sandbox:
+        return self.run(self.runra.create_sandbox(image=self.image, **options))
+
+    def of(self, sandbox: Sandbox) -> list[str]:
+        return [event.type for event in self.events if event.sandbox_id == sandbox.id]
+
+    def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
+        async def wait() -> None:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await asyncio.sleep(0.02)
+
+        self.run(wait())
+
+    def alive(self) -> set[str]:
+        return {one.id for one in self.run(self.runra.list_sandboxes()) if one.state != "terminated"}
+
+
+@pytest.fixture(scope="module")
+def bench(runra_provider: tuple[Any, dict[str, Any], str]) -> Iterator[Bench]:
+    made = Bench(*runra_provider)
+    try:
+        yield made
+    finally:
+        made.run(made.runra.dispose())
+        made.runner.close()
+
+
+@pytest.fixture(scope="module")
+def sandbox(bench: Bench) -> Iterator[Sandbox]:
+    """One for all tests that leave it as it was."""
+    made = bench.create()
+    try:
+        yield made
+    finally:
+        bench.run(made.terminate())
+
+
+def refused(work: Callable[[], Any]) -> RunraError:
+    with pytest.raises(RunraError) as caught:
+        work()
+    return caught.value
+
+
+# --- life --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sandbox_is_made_found_and_ended(bench: Bench) -> None:
+    sandbox = bench.create()
+    assert sandbox.state == "running"
+    assert sandbox.image == bench.image
+    assert sandbox.handle.created_at.endswith("Z")
+    found = bench.run(bench.runra.get_sandbox(sandbox.id))
+    assert found is not None
+    assert (found.id, found.state) == (sandbox.id, "running")
+    assert sandbox.id in bench.alive()
+    bench.run(sandbox.terminate())
+    bench.run(sandbox.terminate())  # ending what has ended is fine
+    assert sandbox.id not in bench.alive()
+    gone = bench.run(bench.runra.get_sandbox(sandbox.id))
+    assert gone is None or gone.state == "terminated"
+    assert refused(lambda: bench.run(sandbox.exec("true"))).code in ("SANDBOX_NOT_FOUND", "INVALID_STATE")
+
+
+@pytest.mark.parametrize("id", ["sb_0000000000000000", "no-such-thing", "../../etc", "a b", "x" * 300])
+def test_an_id_there_is_none_of(bench: Bench, id: str) -> None:
+    assert bench.run(bench.runra.get_sandbox(id)) is None
+    assert refused(lambda: bench.run(bench.runra.provider.execute(id, "true"))).code == "SANDBOX_NOT_FOUND"
+
+
+def test_a_cancelled_create_leaves_nothing(bench: Bench) -> None:
+    before = bench.alive()
+
+    async def interrupted(after: float) -> None:
+        task = asyncio.create_task(bench.runra.create_sandbox(image=bench.image))
+        await asyncio.sleep(after)
+        task.cancel()
+        for outcome in await asyncio.gather(task, return_exceptions=True):
+            if isinstance(outcome, Sandbox):
+                await outcome.terminate()
+
+    for after in (0.0, 0.005, 0.05, 0.2):
+        bench.run(interrupted(after))
+    deadline = time.monotonic() + 15
+    while bench.alive() != before:
+        assert time.monotonic() < deadline, f"left behind: {bench.alive() - before}"
+
+
+def test_an_image_there_is_none_of(bench: Bench) -> None:
+    before = bench.alive()
+    error = refused(lambda: bench.run(bench.runra.create_sandbox(image="runra-no-such-image")))
+    assert error.code == "INVALID_REQUEST"
+    assert bench.alive() == before
+
+
+def test_another_caller_takes_it_up(bench: Bench) -> None:
+    options: Any = {"metadata": {"mark": "kept"}} if "metadata" in bench.can else {}
+    first = bench.another()
+    sandbox = bench.run(first.create_sandbox(image=bench.image, **options))
+    first.keep_sandbox(sandbox)
+    bench.run(sandbox.files.write("kept.txt", "still here"))
+    bench.run(first.dispose())
+    bench.run(first.dispose())  # twice is fine
+    second = bench.another()
+    found = bench.run(second.get_sandbox(sandbox.id))
+    assert found is not None
+    assert bench.run(found.files.read("kept.txt")) == "still here"
+    assert found.metadata == options.get("metadata", {})
+    bench.run(found.terminate())
+    bench.run(second.dispose())
+
+
+def test_dispose_ends_what_was_made(bench: Bench) -> None:
+    runra = bench.another()
+    sandbox = bench.run(runra.create_sandbox(image=bench.image))
+    bench.run(runra.dispose())
+    assert sandbox.id not in bench.alive()
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def test_output_and_exit_code(bench: Bench, sandbox: Sandbox) -> None:
+    result = bench.run(sandbox.exec("echo out; echo err >&2; exit 3"))
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 3)
+    assert result.duration_ms >= 0
+    assert bench.run(sandbox.exec("no-such-command-here")).exit_code == 127
+    assert bench.run(sandbox.exec("kill -9 $$")).exit_code == 137
+
+
+def test_a_list_goes_through_no_shell(bench: Bench, sandbox: Sandbox) -> None:
+    assert bench.run(sandbox.exec(["echo", "$HOME", "a  b", "*", "'", ";", ""])).stdout == "$HOME a  b * ' ; \n"
+
+
+def test_directory_and_environment(bench: Bench, sandbox: Sandbox) -> None:
+    result = bench.run(sandbox.exec('pwd; echo "$A"', cwd="/tmp", env={"A": "b c\nd=ü"}))
+    assert result.stdout == "/tmp\nb c\nd=ü\n"
+    own = bench.create(env={"OF_ALL": "x y"})
+    assert bench.run(own.exec('echo "$OF_ALL"; pwd')).stdout == f"x y\n{own.workdir}\n"
+    bench.run(own.terminate())
+
+
+def test_much_output_and_strange_bytes(bench: Bench, sandbox: Sandbox) -> None:
+    result = bench.run(sandbox.exec("head -c 3000000 /dev/zero | tr '\\0' x"))
+    assert len(result.stdout) == 3_000_000
+    assert bench.run(sandbox.exec("i=0; while [ $i -lt 3000 ]; do printf 'ü'; i=$((i+1)); done")).stdout == "ü" * 3000
+    assert bench.run(sandbox.exec(r"printf 'a\377b'")).stdout == "a\ufffdb"
+
+
+def test_many_at_once(bench: Bench, sandbox: Sandbox) -> None:
+    async def all() -> list[str]:
+        return [one.stdout for one in await asyncio.gather(*(sandbox.exec(f"echo {n}") for n in range(8)))]
+
+    assert bench.run(all()) == [f"{n}\n" for n in range(8)]
+
+
+def test_a_timeout_kills_and_keeps_what_came(bench: Bench, sandbox: Sandbox) -> None:
+    began = time.monotonic()
+    command = "echo before; (sleep 2.5; touch /tmp/survived) & sleep 100"
+    error = refused(lambda: bench.run(sandbox.exec(command, timeout_ms=1000)))
+    assert error.code == "EXECUTION_TIMEOUT"
+    assert error.details["stdout"] == "before\n"
+    assert time.monotonic() - began < 30
+    bench.run(asyncio.sleep(3))
+    assert not bench.run(sandbox.files.exists("/tmp/survived"))
+
+
+def test_a_cancelled_command_returns_at_once(bench: Bench, sandbox: Sandbox) -> None:
+    async def interrupted() -> float:
+        task = asyncio.create_task(sandbox.exec("sleep 50"))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return time.monotonic() - began
+
+    assert bench.run(interrupted()) < 15
+    assert bench.run(sandbox.exec("echo well")).stdout == "well\n"
+
+
+def test_streaming(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("streaming")
+    seen: list[tuple[str, str, float]] = []
+    began = time.monotonic()
+    result = bench.run(
+        sandbox.exec(
+            "echo one; echo two >&2; sleep 1; printf three",
+            on_stdout=lambda line: seen.append(("out", line, time.monotonic() - began)),
+            on_stderr=lambda line: seen.append(("err", line, time.monotonic() - began)),
+        )
+    )
+    assert sorted((stream, line) for stream, line, _ in seen) == [("err", "two"), ("out", "one"), ("out", "three")]
+    assert result.stdout == "one\nthree"
+    first, last = min(at for *_, at in seen), max(at for *_, at in seen)
+    assert last - first > 0.8, "the first line came only with the last"
+
+
+def test_stdin(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("stdin")
+    assert bench.run(sandbox.exec("cat", stdin="text ü\n")).stdout == "text ü\n"
+    assert bench.run(sandbox.exec("wc -c", stdin="x" * 300_000)).stdout.strip() == "300000"
+    assert bench.run(sandbox.exec("exit 4", stdin="x" * 300_000)).exit_code == 4  # it need not read it
+
+
+def test_a_process_in_the_background(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("background", "stdin")
+
+    async def talk() -> tuple[str, int | None]:
+        process = await sandbox.exec("while read line; do echo got $line; done; exit 5", background=True)
+        await process.send_stdin("a\n")
+        await process.send_stdin(b"b\n")
+        await process.close_stdin()
+        output = b"".join([chunk.data async for chunk in process.output()])
+        return output.decode(), (await process.wait()).exit_code
+
+    assert bench.run(talk()) == ("got a\ngot b\n", 5)
+
+
+def test_a_background_process_is_killed(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("background")
+
+    async def kill() -> int | None:
+        process = await sandbox.exec("sleep 500", background=True)
+        await process.kill()
+        result = await process.wait()
+        await process.kill()  # killing what has ended is fine
+        return result.exit_code
+
+    assert bench.run(kill()) == 137
+
+
+def test_a_background_process_needs_no_reader(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("background")
+
+    async def unread() -> Any:
+        process = await sandbox.exec("head -c 3000000 /dev/zero | tr '\\0' x; exit 6", background=True)
+        return await process.wait()
+
+    assert bench.run(unread()).exit_code == 6
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["", "text ü\n", "no end", "x" * 500_000])
+def test_text_files(bench: Bench, sandbox: Sandbox, content: str) -> None:
+    bench.run(sandbox.files.write("folder/new/a file ü.txt", content))
+    assert bench.run(sandbox.files.read("folder/new/a file ü.txt")) == content
+
+
+def test_bytes_survive(bench: Bench, sandbox: Sandbox) -> None:
+    data = bytes(range(256)) * 2000
+    bench.run(sandbox.files.write("/tmp/bytes", data))
+    assert bench.run(sandbox.files.read("/tmp/bytes", format="bytes")) == data
+    assert refused(lambda: bench.run(sandbox.files.read("/tmp/bytes"))).code == "INVALID_REQUEST"
+
+
+def test_folders(bench: Bench, sandbox: Sandbox) -> None:
+    files = sandbox.files
+    bench.run(files.mkdir("deep/er", recursive=True))
+    bench.run(files.write("deep/b", "12345"))
+    bench.run(files.write("deep/-rf", "x"))
+    listed = {entry.name: (entry.is_directory, entry.size_bytes) for entry in bench.run(files.list("deep"))}
+    assert listed["er"][0] is True
+    assert (listed["b"], listed["-rf"]) == ((False, 5), (False, 1))
+    assert bench.run(files.exists("deep/b"))
+    bench.run(files.delete("deep/-rf"))
+    bench.run(files.delete("deep", recursive=True))
+    assert not bench.run(files.exists("deep"))
+
+
+def test_what_is_wrong_with_a_file_is_said(bench: Bench, sandbox: Sandbox) -> None:
+    error = refused(lambda: bench.run(sandbox.files.read("/tmp/no/such")))
+    assert (error.code, error.details.get("reason")) == ("INVALID_REQUEST", "not_found")
+    assert refused(lambda: bench.run(sandbox.files.read("/tmp"))).code == "INVALID_REQUEST"
+    assert refused(lambda: bench.run(sandbox.files.list("/tmp/no"))).code == "INVALID_REQUEST"
+
+
+# --- abilities ---------------------------------------------------------------------------------------------------
+
+
+def test_pause_and_resume(bench: Bench) -> None:
+    bench.needs("pause")
+    sandbox = bench.create()
+    bench.run(sandbox.exec("(while :; do date +%s%N; sleep 0.1; done) > /tmp/ticks 2>/dev/null &"))
+    bench.run(sandbox.pause())
+    bench.run(sandbox.pause())  # pausing a paused one is fine
+    assert bench.run(sandbox.refresh()).state == "paused"
+    error = refused(lambda: bench.run(sandbox.exec("true")))
+    assert error.code == "INVALID_STATE"
+    bench.run(sandbox.resume())
+    bench.run(sandbox.resume())
+    assert bench.run(sandbox.refresh()).state == "running"
+    before = bench.run(sandbox.exec("wc -l < /tmp/ticks")).stdout
+    bench.run(asyncio.sleep(0.5))
+    assert int(bench.run(sandbox.exec("wc -l < /tmp/ticks")).stdout) > int(before), "its processes did not go on"
+    bench.run(sandbox.terminate())
+
+
+def test_a_paused_one_is_ended(bench: Bench) -> None:
+    bench.needs("pause")
+    sandbox = bench.create()
+    bench.run(sandbox.pause())
+    bench.run(sandbox.terminate())
+    assert sandbox.id not in bench.alive()
+
+
+def test_auto_resume(bench: Bench) -> None:
+    bench.needs("pause", "auto_resume")
+    sandbox = bench.create(auto_resume=True)
+    bench.run(sandbox.pause())
+    assert bench.run(sandbox.exec("echo awake")).stdout == "awake\n"
+    bench.run(sandbox.terminate())
+
+
+def test_metadata(bench: Bench) -> None:
+    bench.needs("metadata")
+    sandbox = bench.create(metadata={"a": "1", "with": "sp ace & ü"})
+    found = bench.run(bench.runra.get_sandbox(sandbox.id))
+    assert found is not None
+    assert found.metadata == {"a": "1", "with": "sp ace & ü"}
+    if "metadata_filter" in bench.can:
+        other = bench.create(metadata={"a": "2"})
+        listed = bench.run(bench.runra.list_sandboxes(metadata={"a": "1"}))
+        assert [one.id for one in listed if one.state != "terminated"] == [sandbox.id]
+        bench.run(other.terminate())
+    bench.run(sandbox.terminate())
+
+
+def test_a_lifetime_ends_it(bench: Bench) -> None:
+    bench.needs("timeout")
+    sandbox = bench.create(timeout_ms=2000)
+    deadline = time.monotonic() + 20
+    while sandbox.id in bench.alive():
+        assert time.monotonic() < deadline, "it outlived its time"
+        bench.run(asyncio.sleep(0.2))
+
+
+def test_an_idle_one_is_paused_but_not_one_that_works(bench: Bench) -> None:
+    bench.needs("idle_timeout", "pause")
+    sandbox = bench.create(idle_timeout_ms=1000)
+    assert bench.run(sandbox.exec("sleep 2.5; echo done")).stdout == "done\n"
+    assert "sandbox.paused" not in bench.of(sandbox)
+    bench.until(lambda: "sandbox.paused" in bench.of(sandbox))  # asking would be activity
+    assert bench.run(sandbox.refresh()).state == "paused"
+    bench.run(sandbox.terminate())
+
+
+def test_limits_are_reported(bench: Bench) -> None:
+    bench.needs("cpu_limit", "memory_limit")
+    sandbox = bench.create(resources={"cpu": 4, "memory_mb": 3072})
+    assert (sandbox.resources["cpu"], sandbox.resources["memoryMb"]) == (4, 3072)
+    bench.run(sandbox.terminate())
+
+
+@pytest.mark.parametrize(
+    ("ability", "options"),
+    [
+        ("cpu_limit", {"resources": {"cpu": 4}}),
+        ("disk_limit", {"resources": {"disk_mb": 6000}}),
+        ("timeout", {"timeout_ms": 60_000}),
+        ("idle_timeout", {"idle_timeout_ms": 60_000}),
+        ("auto_resume", {"auto_resume": True}),
+        ("isolation", {"isolation": "gvisor"}),
+        ("metadata", {"metadata": {"a": "b"}}),
+        ("network_deny", {"network": {"egress": {"default": "deny"}}}),
+        ("network_allow_list", {"network": {"egress": {"allow": ["example.com"]}}}),
+    ],
+)
+def test_what_it_does_not_declare_is_refused(bench: Bench, ability: Ability, options: dict[str, Any]) -> None:
+    if ability in bench.can:
+        pytest.skip(f"the provider declares {ability}")
+    before = bench.alive()
+    error = refused(lambda: bench.create(**options))
+    assert error.code == "INVALID_CONFIG"
+    assert (error.details["provider"], error.details["abilities"]) == (bench.runra.provider.id, [ability])
+    assert bench.alive() == before
+
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+def test_events_come_once_and_in_order(bench: Bench) -> None:
+    sandbox = bench.create()
+    bench.run(sandbox.exec("exit 2"))
+    bench.run(sandbox.files.write("/tmp/e", "x"))
+    bench.run(sandbox.files.delete("/tmp/e"))
+    bench.run(sandbox.terminate())
+    bench.until(lambda: "sandbox.terminated" in bench.of(sandbox))
+    assert bench.of(sandbox) == [
+        "sandbox.created",
+        "sandbox.started",
+        "exec.started",
+        "exec.completed",
+        "file.created",
+        "file.deleted",
+        "sandbox.terminated",
+    ]
+    events = [event for event in bench.events if event.sandbox_id == sandbox.id]
+    assert all(event.run_id and event.trace_id for event in events)
+    assert events[3].data["exitCode"] == 2
+    assert events[-1].data["reason"] == "user"

@@ -1,0 +1,40 @@
+"""The pytest plugin behind `pytest --runra-provider module:Class`."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("runra.runtime.testing.conformance")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("runra", "conformance of a Runra sandbox provider")
+    group.addoption(
+        "--runra-provider", metavar="MODULE:CLASS", help="the provider to run the conformance suite against"
+    )
+    group.addoption("--runra-provider-config", metavar="JSON", default="{}", help="its configuration")
+    group.addoption("--runra-image", metavar="NAME", default="base", help="the image its sandboxes are made of")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With a provider named and no tests, the suite is what runs."""
+    named = config.args_source is config.ArgsSource.ARGS
+    if config.getoption("--runra-provider") and not named:
+        config.args[:] = [str(Path(__file__).with_name("conformance.py"))]
+
+
+@pytest.fixture(scope="module")
+def runra_provider(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any], str]:
+    """The provider under test: what makes it, its configuration, and an image it has. Override it to test several."""
+    where = request.config.getoption("--runra-provider")
+    if not where:
+        pytest.skip("name a provider with --runra-provider MODULE:CLASS")
+    module, _, name = str(where).partition(":")
+    factory = getattr(import_module(module), name)
+    given = json.loads(str(request.config.getoption("--runra-provider-config")))
+    return factory, given, str(request.config.getoption("--runra-image"))
