@@ -53,6 +53,7 @@ generate: install ## the SDK's sync half from its async half
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/ingress.py
+	$(BIN)/python benchmarks/snapshots.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

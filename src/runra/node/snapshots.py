@@ -16,16 +16,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from runra.contract import SNAPSHOT_IMAGE, SnapshotInfo
 from runra.errors import RunraError
 from runra.events import now_iso
 from runra.ids import new_id
+from runra.node.agent.types import ExecSpec
 from runra.node.disk import LAYERS, Disk, to_its_end
 from runra.node.images import RootFilesystem
+from runra.node.isolation import Isolation
+from runra.node.isolation.staging import AGENT
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.shelf import Kept, Shelf
+
+#: How long a wall that keeps writes to itself may take to write them out, in ms.
+_SYNC_MS: Final = 60_000
 
 
 class SnapshotRecord(Kept):
@@ -126,6 +133,27 @@ class Snapshots:
     def layers(self) -> set[Path]:
         """Every read-only layer a snapshot needs: none of them may be deleted."""
         return {layer for record in self._shelf for layer in record.root.layers}
+
+
+async def write_out(sandbox: Sandbox, isolation: Isolation) -> None:
+    """Where the wall keeps writes to itself, have them written before the layers are copied.
+
+    Raises INVALID_STATE for a paused sandbox behind such a wall, which cannot.
+    """
+    if not isolation.keeps_writes:
+        return
+    if sandbox.record.state == "paused":
+        raise RunraError(
+            "INVALID_STATE",
+            f"sandbox {sandbox.id} is paused behind {isolation.name}, which still holds what was written last; "
+            "resume it first",
+            details={"sandboxId": sandbox.id, "state": "paused"},
+        )
+    spec = ExecSpec(argv=(AGENT, "--sync"), timeout_ms=_SYNC_MS)
+    async with sandbox.use() as agent, await agent.exec(spec) as sync:
+        ended = await sync.wait()
+    if ended.code != 0:
+        raise RunraError("INTERNAL_ERROR", f"sandbox {sandbox.id} could not write its files out: {ended}")
 
 
 def _settle(folder: Path, source: Record) -> None:
