@@ -1,6 +1,7 @@
 /* From a request to a running program: user, folder, environment, and the shell's own exit codes on failure. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -177,7 +178,7 @@ void exec_main(const struct shim_start *start) {
     struct shim_message m = {.kind = SHIM_READY, .a = getpid()};
     send(start->control, &m, sizeof m, MSG_NOSIGNAL);
     /* all is close-on-exec by making; this covers what a kernel or a parent may have left open */
-    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+    close_range(3, INT_MAX, CLOSE_RANGE_CLOEXEC);
     if (request_text(r, T_COMMAND)) run_shell(request_text(r, T_COMMAND));
     run_program(r);
     _exit(127);

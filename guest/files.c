@@ -2,6 +2,7 @@
 #include "files.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,7 +68,7 @@ void files_main(const struct request *r, const int stdio[3]) {
     static struct user user;
     for (int i = 0; i < 3; i++)
         if (stdio[i] >= 0) dup2(stdio[i], i);
-    close_range(3, ~0u, 0);
+    close_range(3, INT_MAX, 0);
     exec_restore();
     signal(SIGPIPE, SIG_IGN);
     int error = user_find(request_text(r, T_USER), &user);

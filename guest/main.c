@@ -1,6 +1,7 @@
 /* runra-agent: process 1 of a sandbox. Runs what the host asks for over a socket it was handed, and outlives it. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -72,7 +73,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 3; i++) /* so that no pipe ever lands on 0, 1 or 2 */
         if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) die("/dev/null");
     close_range(3, (unsigned)fd - 1, 0);
-    close_range((unsigned)fd + 1, ~0u, 0);
+    close_range((unsigned)fd + 1, INT_MAX, 0); /* not ~0u: to gVisor a descriptor is an int, and this would be -1 */
     prctl(PR_SET_DUMPABLE, 0);
     if (getpid() != 1 && prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) die("subreaper");
     if (chdir("/") < 0) die("/");
@@ -86,6 +87,9 @@ int main(int argc, char **argv) {
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     signal(SIGPIPE, SIG_IGN);
+    /* Linux keeps signals without a handler from process 1; gVisor's kernel does not. Commands get the usual ones back. */
+    for (int number = 1; getpid() == 1 && number < SIGRTMIN; number++)
+        if (number != SIGCHLD) signal(number, SIG_IGN);
     if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) die("signals");
     int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || loop_open() < 0) die("event loop");

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -38,7 +39,7 @@ static void close_all_but(int *keep, size_t count) {
         if (fd > from) close_range(from, fd - 1, 0);
         from = fd + 1;
     }
-    close_range(from, ~0u, 0);
+    close_range(from, INT_MAX, 0);
 }
 
 /* Without a readable /proc at least the command's own process group can be had. */

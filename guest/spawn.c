@@ -1,6 +1,7 @@
 /* Starting processes: pipes or a terminal, then the fork. Whatever fails leaves nothing behind. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -33,15 +34,30 @@ static int make_pipe(struct ends *e, int i) {
     return fcntl(e->fd[3 + i], F_SETFL, O_NONBLOCK);
 }
 
+/* The terminal's other end. By ioctl, not by name: what /dev/pts shows is the sandbox's business. Only a kernel without
+ * that (gVisor) is asked by name. */
+static int open_peer(int master) {
+    int fd = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (fd >= 0 || errno != ENOTTY) return fd;
+    unsigned number;
+    char path[32];
+    if (ioctl(master, TIOCGPTN, &number) < 0) return -1;
+    snprintf(path, sizeof path, "/dev/pts/%u", number);
+    fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || isatty(fd)) return fd;
+    close(fd);
+    errno = ENXIO;
+    return -1;
+}
+
 static int make_terminal(struct ends *e, const struct request *r) {
     struct winsize size = {.ws_row = (unsigned short)r->number[T_ROWS], .ws_col = (unsigned short)r->number[T_COLS]};
     int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK), unlock = 0;
     if (master < 0) return -1;
     e->fd[4] = master;
     if (ioctl(master, TIOCSPTLCK, &unlock) < 0 || ioctl(master, TIOCSWINSZ, &size) < 0) return -1;
-    /* by ioctl, not by name: what /dev/pts shows is the sandbox's business */
     for (int i = 0; i < 3; i++) {
-        e->fd[i] = i ? fcntl(e->fd[0], F_DUPFD_CLOEXEC, 3) : ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        e->fd[i] = i ? fcntl(e->fd[0], F_DUPFD_CLOEXEC, 3) : open_peer(master);
         if (e->fd[i] < 0) return -1;
     }
     e->fd[3] = fcntl(master, F_DUPFD_CLOEXEC, 3);

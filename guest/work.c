@@ -87,7 +87,7 @@ uint64_t work_copy(int fd, uint64_t length) {
         ssize_t got;
         if (by_splice) {
             got = splice(fd, NULL, 1, NULL, left < (1 << 20) ? (size_t)left : 1 << 20, SPLICE_F_MOVE);
-            if (got < 0 && errno == EINVAL) { /* /proc and such */
+            if (got < 0 && (errno == EINVAL || errno == EAGAIN)) { /* /proc and such; gVisor into a full pipe */
                 by_splice = false;
                 continue;
             }

@@ -26,7 +26,7 @@ from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec
 from runra.node.record import process_start
 from tests.attacks.test_walls import SYSCALL
-from tests.hosting import Host, until
+from tests.hosting import Host, both_walls, until
 
 #: Runs steps one by one and prints those that worked: `attempt("what", function)`.
 ATTEMPT = """
@@ -97,6 +97,7 @@ attempt("remount", lambda: mount(None, b"/dev", None, 32, None))
     assert host_state() == before
 
 
+@both_walls
 async def test_there_is_no_console_and_no_terminal_of_the_host(host: Host) -> None:
     """CVE-2025-52565 (/dev/console), and keys pushed into a terminal (TIOCSTI) that somebody outside reads."""
     one, two = await host.create(), await host.create()
@@ -140,6 +141,7 @@ print(struct.unpack("i", fcntl.ioctl(slave, 0x5424, b"    "))[0])
     assert lines == ["-1 1"] * 64 + ["0"]
 
 
+@both_walls
 async def test_protocols_cannot_load_modules(host: Host) -> None:
     """socket(2) loads a protocol's module for whoever asks: SCTP, DCCP, MPTCP, L2TP… stay unreachable."""
     sandbox = await host.create()
@@ -181,6 +183,7 @@ for path in ("/proc/self", "/proc/self/attr", "/proc/sys", "/proc/keys", "/proc/
     assert host_state() == before
 
 
+@both_walls
 async def test_a_forged_lower_layer_shows_nothing(host: Host, tmp_path: Path) -> None:
     """The overlay keeps its notes in attributes of files: one written from inside would lead it to host folders."""
     secret = tmp_path / "secret"
@@ -206,6 +209,7 @@ for path in ("/oldroot", "/newroot", "/proc/self/root/oldroot", "/mnt/box", "/mn
     assert all(name.startswith("user.overlay.overlay.") for name in notes), notes
 
 
+@both_walls
 async def test_no_hostile_cwd_leads_out(host: Host, tmp_path: Path) -> None:
     """CVE-2024-21626: /proc/self/fd/N as the working folder, before and after the server's own descriptors close."""
     marker = tmp_path / "marker"
@@ -270,6 +274,7 @@ print("set")
         assert not own_disk or (flags & os.ST_NOSUID and flags & os.ST_NODEV), "the sandboxes' disk carries no set-ids"
 
 
+@both_walls
 async def test_no_namespace_can_be_entered(host: Host) -> None:
     sandbox = await host.create()
     before = {kind: os.readlink(f"/proc/{sandbox.record.pid}/ns/{kind}") for kind in ("user", "mnt", "net", "pid")}
@@ -366,6 +371,7 @@ async def test_everything_stopped_from_inside_can_still_be_ended(host: Host) -> 
     assert time.monotonic() - started < 5
 
 
+@both_walls
 async def test_neighbours_share_no_ipc(host: Host) -> None:
     """SysV segments, semaphores and queues, POSIX queues and /dev/shm: not with a neighbour, not with the host."""
     one, two = await host.create(), await host.create()
@@ -400,6 +406,7 @@ def look(flags):
         libc.shmctl(ours, 0, None)
 
 
+@both_walls
 async def test_the_hosts_abstract_sockets_are_out_of_reach(host: Host) -> None:
     """CVE-2020-15257: containerd's shim listened on an abstract socket, and host-network containers reached it."""
     name = f"runra-host-{os.getpid()}"
@@ -547,6 +554,7 @@ for path in ("/dev/rtc", "/dev/rtc0", "/proc/self/timens_offsets"):
     assert abs(time.time() - time.monotonic() - offset) < 5
 
 
+@both_walls
 async def test_crashes_leave_no_core(host: Host) -> None:
     """A core is written by the kernel with its own rights, wherever core_pattern says."""
     before = host_state()

@@ -26,7 +26,7 @@ from runra.node import Sandbox
 from runra.node.agent.files import AgentFiles
 from runra.node.agent.types import AgentLost, ExecSpec
 from runra.sdk.unpack import Unpacker
-from tests.hosting import Host, until
+from tests.hosting import Host, both_walls, until
 
 SECRET = b"of the host alone"
 END = b"\0" * 1024
@@ -170,6 +170,7 @@ def forged(block: bytes, at: int, field: bytes) -> bytes:
 # --- paths ---
 
 
+@both_walls
 async def test_no_path_leads_out(host: Host, target: Target) -> None:
     links = f"""
 import os
@@ -244,6 +245,7 @@ HOSTILE_NAMES = [
 ]
 
 
+@both_walls
 async def test_hostile_names_come_and_go_as_they_are(host: Host, tmp_path: Path) -> None:
     async with box(host) as (sandbox, files):
         program = f"import os; os.mkdir('names'); [open(b'names/' + n, 'wb').write(n) for n in {HOSTILE_NAMES!r}]"
@@ -340,6 +342,7 @@ async def test_folders_swapped_with_links_under_the_hosts_hands(host: Host, targ
         assert kept.splitlines() == [f"{name} ['file', 'secret']" for name in ("keep", "keep/deep", "keep/deep/er")]
 
 
+@both_walls
 async def test_an_unprivileged_user_gains_nothing_by_a_race(host: Host) -> None:
     """The worker has the asking user's rights throughout, so a swapped folder opens nothing that was closed."""
     async with box(host) as (sandbox, files):
@@ -602,6 +605,7 @@ os.mknod("set-id", 0o106755)
 # --- links, depth and number ---
 
 
+@both_walls
 async def test_hard_links_reach_nothing_below(host: Host) -> None:
     """A second name of a file of the image: writing to it changes the sandbox's copy, never the image's file."""
     program = Path("/usr/bin/env")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosting import Host
+from tests.hosting import Host, both_walls
 
 #: A program that tries a call by number and prints the errno it got (0: it worked).
 SYSCALL = """
@@ -89,6 +89,7 @@ async def test_rare_socket_families_are_not_there(host: Host) -> None:
     assert ("2", "1") in opened
 
 
+@both_walls
 async def test_kernel_switches_cannot_be_written(host: Host) -> None:
     """core_pattern, modprobe, uevent_helper, release_agent, sysrq: each runs a program as root on the host."""
     paths = [
@@ -110,6 +111,7 @@ async def test_kernel_switches_cannot_be_written(host: Host) -> None:
     assert Path("/proc/sys/kernel/core_pattern").read_text() == before
 
 
+@both_walls
 async def test_no_descriptor_and_no_folder_leads_out(host: Host) -> None:
     """CVE-2024-21626: a leaked descriptor or working folder of the host."""
     program = (
@@ -154,6 +156,7 @@ async def test_process_1_cannot_be_killed_traced_or_read(host: Host) -> None:
     assert alive == "alive\n"
 
 
+@both_walls
 async def test_set_user_id_programs_give_nothing(host: Host) -> None:
     """no_new_privs: a set-uid root program, host's or own, does not make a user root again."""
     sandbox = await host.create()
@@ -169,6 +172,7 @@ async def test_set_user_id_programs_give_nothing(host: Host) -> None:
     assert {line.split()[1] for line in output.splitlines()} == {"0000000000000000"}
 
 
+@both_walls
 async def test_device_nodes_do_not_open(host: Host) -> None:
     """mknod of the disk, memory and kmsg: refused, or a node the kernel will not open."""
     sandbox = await host.create()
@@ -180,6 +184,7 @@ async def test_device_nodes_do_not_open(host: Host) -> None:
     assert output == "end\n"
 
 
+@both_walls
 async def test_neighbours_and_host_are_invisible(host: Host) -> None:
     one, two = await host.create(), await host.create()
     script = (
@@ -212,6 +217,7 @@ async def test_neighbours_and_host_are_invisible(host: Host) -> None:
     assert lines[3:] == ["no"] * 3
 
 
+@both_walls
 async def test_the_hosts_own_secrets_are_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = await host.create()
     output, _ = await host.run(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runra.node.record import process_start
-from tests.hosting import NOTHING, start_host, stop_host, until
+from tests.hosting import NOTHING, need_wall, start_host, stop_host, until
 
 #: A server in a process of its own: makes sandboxes, one of them paused, one with a running command, then waits.
 SERVER = """
@@ -26,7 +26,7 @@ from runra.node import Node, NodeSettings
 from runra.node.agent.types import ExecSpec
 
 async def main():
-    node = Node(NodeSettings(data_dir=Path(sys.argv[1])), EventLog())
+    node = Node(NodeSettings(data_dir=Path(sys.argv[1]), isolation=sys.argv[2]), EventLog())
     await node.start()
     config = SandboxConfig(image="host", metadata={"k": "v"})
     counting, paused, dying = [await node.create(new_id("sb"), config, "org_a") for _ in range(3)]
@@ -41,10 +41,12 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_the_next_server_adopts(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "wall"), [(signal.SIGKILL, "bubblewrap"), (signal.SIGTERM, "bubblewrap"), (signal.SIGKILL, "gvisor")]
+)
+async def test_the_next_server_adopts(tmp_path: Path, how: signal.Signals, wall: str) -> None:
     data = tmp_path / "data"
-    with subprocess.Popen([sys.executable, "-c", SERVER, str(data)], stdout=subprocess.PIPE) as server:
+    with subprocess.Popen([sys.executable, "-c", SERVER, str(data), need_wall(wall)], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         line = await asyncio.to_thread(server.stdout.readline)
         counting, paused, dying, dying_pid, pid = json.loads(line)

@@ -13,9 +13,10 @@ import pytest
 from runra.contract import SandboxPatch
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, both_walls, start_host, stop_host, until
 
 
+@both_walls
 async def test_run_and_terminate_leaves_nothing(host: Host) -> None:
     sandbox = await host.create()
     assert sandbox.info().state == "running"
@@ -34,6 +35,7 @@ async def test_run_and_terminate_leaves_nothing(host: Host) -> None:
     await sandbox.terminate()  # again is fine
 
 
+@both_walls
 async def test_root_inside_may_write_everywhere_and_nothing_reaches_the_host(host: Host) -> None:
     one, two = await host.create(), await host.create()
     marker = f"runra-test-{os.getpid()}"
@@ -62,6 +64,7 @@ async def test_inside_is_nobody_outside(host: Host) -> None:
     assert "RUNRA" not in output
 
 
+@both_walls
 async def test_pause_stops_and_resume_continues(host: Host) -> None:
     sandbox = await host.create()
     async with sandbox.use() as agent:
@@ -96,6 +99,7 @@ async def test_pause_stops_and_resume_continues(host: Host) -> None:
     assert host.kinds(sandbox)[-2:] == ["sandbox.paused", "sandbox.resumed"]
 
 
+@both_walls
 async def test_each_transition_happens_once_under_concurrency(host: Host) -> None:
     sandbox = await host.create()
     await asyncio.gather(*(sandbox.pause() for _ in range(20)))
@@ -164,6 +168,7 @@ async def test_patch_moves_the_deadline(host: Host) -> None:
     await until(lambda: sandbox.info().state == "terminated", 3)
 
 
+@both_walls
 async def test_auto_resume(host: Host) -> None:
     sandbox = await host.create(autoResume=True)
     await sandbox.pause()
@@ -192,6 +197,7 @@ async def test_processes_are_limited(tmp_path: Path) -> None:
     await until(lambda: host.left() == NOTHING)
 
 
+@both_walls
 async def test_death_of_process_1_ends_the_sandbox(host: Host) -> None:
     sandbox = await host.create()
     os.kill(sandbox.record.pid, signal.SIGKILL)
@@ -213,6 +219,7 @@ async def test_a_stuck_agent_hurts_no_other_call(host: Host) -> None:
         await stuck.terminate()
 
 
+@both_walls
 async def test_a_dead_launcher_is_replaced(host: Host) -> None:
     await host.create()
     os.kill(host.node._launcher._pid, signal.SIGKILL)
@@ -255,6 +262,7 @@ async def test_what_cannot_be_given_is_refused(host: Host, config: dict[str, obj
     assert caught.value.status == 400
 
 
+@both_walls
 async def test_a_pause_does_not_use_up_a_commands_time(host: Host) -> None:
     sandbox = await host.create()
     async with sandbox.use() as agent:

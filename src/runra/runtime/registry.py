@@ -100,7 +100,14 @@ SANDBOX_PROVIDERS: Final[Registry[Any]] = Registry(
     },
 )
 AGENTS: Final[Registry[Any]] = Registry("agent", "runra.agents", {"custom": f"{_HERE}.agents.custom:CustomAgent"})
-LLMS: Final[Registry[Any]] = Registry("model provider", "runra.llms", {})
+LLMS: Final[Registry[Any]] = Registry(
+    "model provider",
+    "runra.llms",
+    {
+        id: f"{_HERE}.llms.provider:{id}"
+        for id in ("openai", "anthropic", "gemini", "openrouter", "ollama", "vllm", "custom")
+    },
+)
 EXPORTERS: Final[Registry[Any]] = Registry(
     "exporter",
     "runra.exporters",
