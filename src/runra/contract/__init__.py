@@ -13,6 +13,8 @@ from runra.contract.access import (
     Name,
     OrganizationCreate,
     OrganizationInfo,
+    OrganizationPatch,
+    OrganizationQuotas,
     Profile,
     Scope,
 )
@@ -120,6 +122,8 @@ __all__ = [
     "Network",
     "OrganizationCreate",
     "OrganizationInfo",
+    "OrganizationPatch",
+    "OrganizationQuotas",
     "Page",
     "Pagination",
     "PathText",
