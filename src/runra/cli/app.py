@@ -16,6 +16,7 @@ from runra.cli import (
     keeping,
     keys,
     lifecycle,
+    network,
     ports,
     serving,
     terminal,
@@ -86,6 +87,7 @@ _add(app, "cp", copying.cp)
 _add(app, "pause", lifecycle.pause)
 _add(app, "resume", lifecycle.resume)
 _add(app, "rm", lifecycle.rm)
+_add(app, "network", network.network)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from runra.cli import network
 from runra.cli.output import age, complain, say, show_json, show_table
 from runra.cli.words import mounts, pairs
 from runra.errors import RunraError
@@ -71,6 +72,9 @@ def create(
     volume: Annotated[
         list[str] | None, typer.Option("--volume", metavar="NAME:/PATH[:ro]", help="Mount a volume. Again for each.")
     ] = None,
+    allow: network.Allow = None,
+    egress: network.Default = None,
+    secret: network.Secrets = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a sandbox and print its id."""
@@ -87,6 +91,8 @@ def create(
         given["auto_resume"] = True
     if volume:
         given["volumes"] = mounts(volume)
+    if wanted := network.policy(allow, egress, secret):
+        given["network"] = wanted
     with Runra() as client:
         sandbox = client.sandboxes.create(**given)
         if as_json:

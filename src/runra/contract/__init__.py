@@ -56,7 +56,7 @@ from runra.contract.images import (
     Reference,
     same_image,
 )
-from runra.contract.network import Egress, Ingress, Network
+from runra.contract.network import REVEAL, Egress, Ingress, Network, NetworkSecret
 from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
@@ -89,6 +89,7 @@ __all__ = [
     "MAX_VOLUMES",
     "MEMORY_MB",
     "PORT",
+    "REVEAL",
     "SNAPSHOT_IMAGE",
     "TIMEOUT_MS",
     "VOLUME_MB",
@@ -120,6 +121,7 @@ __all__ = [
     "MoveRequest",
     "Name",
     "Network",
+    "NetworkSecret",
     "OrganizationCreate",
     "OrganizationInfo",
     "OrganizationPatch",

@@ -140,9 +140,9 @@ class Request(Wire):
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, validate_default=False
     )
 
-    def to_wire(self) -> dict[str, Any]:
-        """Only what was set: the server owns the defaults."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    def to_wire(self, context: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Only what was set: the server owns the defaults. Secret values only with the context REVEAL."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, context=context)
 
 
 Item = TypeVar("Item")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from runra import contract
 from runra.contract import SandboxConfig
 from runra.errors import RunraError
 from runra.events import EventLog
@@ -25,6 +26,8 @@ from runra.node.disk import open_disk
 from runra.node.isolation import seccomp
 from runra.node.isolation.bubblewrap import find_bwrap
 from runra.node.launcher import Launcher, binary
+from runra.node.network import host as network
+from runra.node.network import namespaces
 from runra.node.node import Node
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 
@@ -79,7 +82,7 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
             findings += _namespaces(scratch)
             if root:
                 findings.append(await _id_mapped(scratch))
-        findings += [*_cgroups(), *await _disk(scratch, trial=trial), *_not_yet()]
+        findings += [*_cgroups(), *await _disk(scratch, trial=trial), _network()]
         if trial and complete:
             findings.append(await _trial(scratch))
         elif trial:
@@ -317,9 +320,19 @@ async def _disk(scratch: Path, *, trial: bool) -> list[Finding]:
     return [Finding(name, "ok", "held by btrfs quotas" + ("" if kind == "btrfs" else f", in a file on {kind}"))]
 
 
-def _not_yet() -> Iterator[Finding]:
-    """What this version does not do on any machine."""
-    yield Finding("network", "limited", "sandboxes have none yet, but for their own loopback")
+def _network() -> Finding:
+    """Whether sandboxes can have a network, and whether the one without a policy can."""
+    reason = network.obstacle()
+    if reason is not None:
+        what, _, cure = reason.partition(": ")
+        return Finding("network", "limited", f"sandboxes have none, only their own loopback: {what}", cure)
+    if not network.may_forward():
+        meaning = "packets are not passed on: only sandboxes that name the hosts they need reach them"
+        return Finding("network", "limited", meaning, "sysctl -w net.ipv4.ip_forward=1")
+    if namespaces.forwards():
+        return Finding("network", "ok", "own namespace, rules and name server for each sandbox")
+    meaning = "own namespace, rules and name server for each sandbox; the first without a policy sets ip_forward"
+    return Finding("network", "ok", meaning)
 
 
 # --- the trial ---
@@ -332,8 +345,10 @@ async def _trial(scratch: Path) -> Finding:
         async with asyncio.timeout(_TRIAL_TIMEOUT):
             await node.start()
             started = True
+            # Without a way out: an examination turns no switch of the machine's.
+            config = SandboxConfig(image="host", network=contract.Network(egress=contract.Egress(default="deny")))
             began = time.perf_counter()
-            sandbox = await node.create(new_id("sb"), SandboxConfig(image="host"), "org_doctor")
+            sandbox = await node.create(new_id("sb"), config, "org_doctor")
             created = time.perf_counter()
             async with sandbox.use() as agent, await agent.exec(ExecSpec(command="true", timeout_ms=10_000)) as process:
                 end = await process.wait()

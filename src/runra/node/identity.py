@@ -1,5 +1,5 @@
-"""A sandbox's identity: its host name and machine id, in its own layer; nothing of the host's, of a neighbour's or, in
-a copy, of the sandbox it was copied from."""
+"""A sandbox's identity: its host name, machine id and name server, in its own layer; nothing of the host's, of a
+neighbour's or, in a copy, of the sandbox it was copied from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import secrets
 from pathlib import Path
 
 
-def give_identity(upper: Path, sandbox_id: str) -> None:
-    """Write /etc/hostname, /etc/hosts and /etc/machine-id into the layer `upper` of "/".
+def give_identity(upper: Path, sandbox_id: str, name_server: str | None) -> None:
+    """Write /etc/hostname, /etc/hosts and /etc/machine-id into the layer `upper` of "/", and /etc/resolv.conf where
+    there is a name server.
 
     The layer may be a copy of one that hostile code wrote: no link in it is followed. Where there is no folder /etc
     in it any more, there is nothing to name either.
@@ -29,6 +30,8 @@ def give_identity(upper: Path, sandbox_id: str) -> None:
             _replace(etc, "hostname", f"{name}\n")
             _replace(etc, "hosts", f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost\n")
             _replace(etc, "machine-id", f"{secrets.token_hex(16)}\n")
+            if name_server is not None:
+                _replace(etc, "resolv.conf", f"nameserver {name_server}\n")
         finally:
             os.close(etc)
     finally:

@@ -12,9 +12,9 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from runra.contract import SNAPSHOT_IMAGE, ImageInfo, SandboxConfig, SnapshotInfo, TerminationReason
+from runra.contract import SNAPSHOT_IMAGE, ImageInfo, Network, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
@@ -27,6 +27,8 @@ from runra.node.images.store import Images
 from runra.node.isolation import Box, BoxVolume, Isolation, walls
 from runra.node.launcher import Launcher
 from runra.node.mountpoint import check_mount_point
+from runra.node.network import host as network
+from runra.node.network.policy import NOTHING, policy_of
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
@@ -36,11 +38,6 @@ from runra.node.volumes import VolumeRecord, Volumes
 
 log = logging.getLogger(__name__)
 
-#: Where the network of every sandbox stands today: a namespace of its own with nothing but its loopback.
-_NO_NETWORK: Final = (
-    "this server gives sandboxes no network yet: leave network.egress out, or ask for "
-    '{"default": "deny"} with nothing allowed'
-)
 
 
 class Node:
@@ -65,6 +62,8 @@ class Node:
         #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
         self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
+        self._network: network.HostNetwork | None = None
+        self._no_network = "this server was told to give sandboxes none"
         self.images = Images(settings, self._launcher, events, self._ids)
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
@@ -75,7 +74,8 @@ class Node:
     @property
     def enforced(self) -> dict[str, bool]:
         """Of each limit, whether this machine holds it."""
-        return {**self._hierarchies.enforced, "disk": self._disk.enforced}
+        # What cannot be enforced of a network policy is refused.
+        return {**self._hierarchies.enforced, "disk": self._disk.enforced, "network": True}
 
     # --- start and stop ---
 
@@ -94,9 +94,12 @@ class Node:
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         await self.images.start(self._hierarchies)
         self.images.layers.users.append(self._layers_in_use)
+        await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
         known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder.name[0] != "."}
         await asyncio.gather(*(self._adopt(name) for name in known))
+        if self._network is not None:
+            await self._network.begin()
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
@@ -128,10 +131,29 @@ class Node:
         await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
+        if self._network is not None:
+            await self._network.close(forget=not self.sandboxes)
         if not self.sandboxes:
             cgroups.remove_roots(self._hierarchies)
             await self._quietly(self._disk.close())
         await self._launcher.close()
+
+    async def _open_network(self) -> None:
+        """Give sandboxes a network where this machine lets us; otherwise they have none, and doctor says why."""
+        wanted = self.settings.network
+        if wanted.mode == "none":
+            return
+        reason = await asyncio.to_thread(network.obstacle)
+        if reason is not None:
+            self._no_network = reason
+            log.warning("sandboxes get no network: %s", reason)
+            return
+        where = self.settings
+        self._network = network.HostNetwork(wanted, where.data_dir, where.instance, self._publish_egress)
+        await self._network.open()
+
+    def _publish_egress(self, sandbox_id: str, organization_id: str, data: dict[str, Any]) -> None:
+        self.events.publish("network.egress", sandbox_id, data, organization_id=organization_id)
 
     async def settled(self, timeout: float = 60.0) -> None:
         """Wait until what terminated sandboxes left is cleaned away."""
@@ -152,7 +174,14 @@ class Node:
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
             if record.root.start_from in self._unfinished:
                 raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
+            if record.network_index is not None and self._network is None:
+                raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
             await sandbox.adopt()
+            if record.network_index is not None and self._network is not None:
+                adopted = self._network.adopt(
+                    record.id, record.organization_id, record.network_index, record.config.network
+                )
+                sandbox.connect(self._network, adopted)
         except (RunraError, OSError) as error:
             self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"
             log.warning("sandbox %s cannot be adopted: %s", record.id, error)
@@ -251,11 +280,10 @@ class Node:
             raise not_found(sandbox_id) from None
 
     def _check(self, config: SandboxConfig) -> Isolation:
-        egress = config.network.egress if config.network else None
-        if egress is not None and (egress.allow or egress.default == "allow"):
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
-        return walls.choose(self._isolations, config.isolation)
+        isolation = walls.choose(self._isolations, config.isolation)
+        self._check_egress(config.network, isolation)
+        return isolation
 
     @asynccontextmanager
     async def _resolved(self, sandbox: Sandbox, resolve: Resolver | None) -> AsyncIterator[RootFilesystem]:
@@ -281,6 +309,38 @@ class Node:
     async def _host_root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
         assert self._host_image is not None
         yield self._host_image
+
+    def _check_egress(self, asked: Network | None, isolation: Isolation) -> None:
+        if self._network is not None and isolation.networked:
+            self._network.policy_of(asked)
+        elif asked is not None and (asked.secrets or (asked.egress and policy_of(asked.egress) != NOTHING)):
+            why = self._no_network if self._network is None else f"not behind {isolation.name}"
+            raise RunraError(
+                "INVALID_CONFIG",
+                f"this server gives the sandbox no network ({why}): leave network.egress out, or ask for "
+                '{"default": "deny"} with nothing allowed',
+                details={"field": "network.egress"},
+            )
+
+    @asynccontextmanager
+    async def _placed(self, sandbox: Sandbox, isolation: Isolation) -> AsyncIterator[network.Place | None]:
+        """The network a sandbox starts in, its policy in force already; None where there is none."""
+        if self._network is None or not isolation.networked:
+            yield None
+            return
+        record = sandbox.record
+        place = await self._network.take()
+        try:
+            try:
+                guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
+            except BaseException:
+                self._network.discard(place)
+                raise
+            record.network_index = place.index
+            sandbox.connect(self._network, guest)
+            yield place
+        finally:
+            os.close(place.netns)
 
     async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
         """Make an image of a sandbox's files as they are now. It stands still meanwhile.
@@ -310,24 +370,26 @@ class Node:
             record.inherited_bytes = max(0, record.root.start_bytes - await self._disk.used(folder))
         record.save(sandbox.record_path)
         sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
-        with _listen(sandbox.socket_path) as listen:
-            box = Box(
-                id=record.id,
-                folder=folder,
-                root=record.root,
-                cgroup=sandbox.cgroup,
-                listen=listen,
-                memory_mb=limits.memory_mb,
-                first_id=record.first_id,
-                volumes=tuple(
-                    BoxVolume(self.volumes.folder(one.id), one.path, one.read_only) for one in record.volumes
-                ),
-            )
-            isolation.prepare(box)
-            give_identity(folder / "upper0", record.id)
-            for volume in box.volumes:
-                check_mount_point(record.root, folder, volume.path)
-            pid = await isolation.start(box)
+        async with self._placed(sandbox, isolation) as place:
+            with _listen(sandbox.socket_path) as listen:
+                box = Box(
+                    id=record.id,
+                    folder=folder,
+                    root=record.root,
+                    cgroup=sandbox.cgroup,
+                    listen=listen,
+                    memory_mb=limits.memory_mb,
+                    first_id=record.first_id,
+                    netns=place.netns if place else None,
+                    volumes=tuple(
+                        BoxVolume(self.volumes.folder(one.id), one.path, one.read_only) for one in record.volumes
+                    ),
+                )
+                isolation.prepare(box)
+                give_identity(folder / "upper0", record.id, place.gateway if place else None)
+                for volume in box.volumes:
+                    check_mount_point(record.root, folder, volume.path)
+                pid = await isolation.start(box)
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
@@ -389,6 +451,8 @@ class Node:
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))
+        if self._network is not None and sandbox.guest is not None:
+            self._clean(self._quietly(self._network.release(sandbox.guest)))
 
     async def _discard(self, name: str, cgroup: Cgroup) -> None:
         cgroup.thaw()

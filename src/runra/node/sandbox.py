@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import Network, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
@@ -25,6 +25,9 @@ from runra.node.agent.types import AgentLost
 from runra.node.cgroups import Cgroup
 from runra.node.disk import bytes_below
 from runra.node.freezer import continue_tree, stop_tree
+from runra.node.network.guest import Guest
+from runra.node.network.host import HostNetwork
+from runra.node.network.policy import NOTHING, effective_default, policy_of
 from runra.node.record import Record, process_start
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,9 @@ class Sandbox:
         self._can_freeze = can_freeze
         self._on_change = on_change
         self._on_gone = on_gone
+        self._network: HostNetwork | None = None
+        #: This sandbox as its host's network knows it; None: it has no network.
+        self.guest: Guest | None = None
         self._turn = asyncio.Lock()
         self._link: AgentLink | None = None
         self._linking = asyncio.Lock()
@@ -125,8 +131,7 @@ class Sandbox:
             timeout_ms=config.timeout_ms,
             idle_timeout_ms=config.idle_timeout_ms,
             metadata=config.metadata,
-            # No sandbox has a network yet; what is shown is what holds.
-            network={"egress": {"allow": [], "default": "deny"}, **_ingress(config)},
+            network=self._shown_network(),
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
@@ -137,6 +142,16 @@ class Sandbox:
             terminated_at=record.terminated_at,
             termination_reason=record.termination_reason,
         )
+
+    def _shown_network(self) -> dict[str, Any]:
+        """The policy in force, defaults included; of secrets everything but their values."""
+        network = self.record.config.network or Network()
+        shown = {name: value for name, value in network.shown().items() if name == "secrets"}
+        # Without a network nothing is reachable, whatever was left to the default.
+        closed = self.record.network_index is None or (self.guest is not None and self.guest.policy.mode == "none")
+        default = "deny" if closed else effective_default(network.egress)
+        egress = {"allow": network.egress.allow if network.egress else [], "default": default}
+        return {"egress": egress, **_ingress(self.record.config), **shown}
 
     def ran_ms(self) -> int:
         """Time spent running so far, in ms; paused time does not count."""
@@ -345,6 +360,30 @@ class Sandbox:
             self.touch()
             if self.record.state == "running":
                 self._arm()
+            await self._save()
+
+    def connect(self, network: HostNetwork, guest: Guest) -> None:
+        """It is on the network from now on, under the guest's policy."""
+        self._network, self.guest = network, guest
+
+    async def update_network(self, network: Network) -> None:
+        """Replace the policy of egress and the secrets, in force when this returns; connections it forbids are cut.
+
+        Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
+        """
+        async with self._turn:
+            if self.record.state == "terminated":
+                raise self._ended()
+            if self._network is not None and self.guest is not None:
+                await self._network.change(self.guest, network)
+            elif network.secrets or policy_of(network.egress) != NOTHING:
+                raise RunraError(
+                    "INVALID_CONFIG",
+                    f"sandbox {self.id} has no network; `runra doctor` says why",
+                    details={"field": "network.egress"},
+                )
+            self.record.config = self.record.config.model_copy(update={"network": network})
+            self.touch()
             await self._save()
 
     async def release(self) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from runra.node.network.settings import NetworkSettings
+
 #: Ids each sandbox owns outside: its root is the first, nobody's otherwise. One range per sandbox, so that two
 #: sandboxes never share a uid, a keyring or a per-uid limit.
 IDS_PER_SANDBOX: Final = 65_536
@@ -58,6 +60,7 @@ class NodeSettings:
     disk: DiskMode = "auto"
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     #: Whether a create may fetch an image that is not here.
     pull_on_create: bool = True
     #: Seconds a pull may take, from the first byte to the last file.

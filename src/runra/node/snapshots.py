@@ -51,6 +51,8 @@ class Snapshots:
         self._disk = disk
         #: How many sandboxes are being made from each at this moment.
         self._held: Counter[str] = Counter()
+        #: Roots of copies that no record names yet, while their source may end at any moment.
+        self._passing: dict[str, RootFilesystem] = {}
 
     async def take(self, sandbox: Sandbox, snapshot_id: str, name: str | None) -> SnapshotInfo:
         """Keep a sandbox's files as they are now. It stands still meanwhile and goes on as it was, running or paused.
@@ -58,6 +60,7 @@ class Snapshots:
         Raises INVALID_STATE when it is neither.
         """
         folder = self._shelf.place(snapshot_id)
+        self._passing[snapshot_id] = sandbox.record.root
         try:
             size = await self.copy(sandbox, folder)
             record = SnapshotRecord(
@@ -75,24 +78,29 @@ class Snapshots:
             self._shelf.drop(snapshot_id)
             self._shelf.throw_away(snapshot_id)
             raise
+        finally:
+            del self._passing[snapshot_id]
         return self.info(snapshot_id)
 
     async def copy(self, sandbox: Sandbox, target: Path) -> int:
         """Copy a sandbox's private layers in one moment of its life; returns the bytes they hold."""
         async with sandbox.still():
             await self._disk.clone(sandbox.folder, target, None)
+            size = sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
         await to_its_end(_settle, target, sandbox.record)
-        return sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
+        return size
 
     @asynccontextmanager
     async def seed(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
         passing = new_id("snap")
         folder = self._shelf.place(passing)
+        self._passing[passing] = sandbox.record.root
         try:
             size = await self.copy(sandbox, folder)
             yield replace(sandbox.record.root, start_from=folder, start_bytes=size)
         finally:
+            del self._passing[passing]
             self._shelf.throw_away(passing)
 
     @asynccontextmanager
@@ -132,7 +140,8 @@ class Snapshots:
     @property
     def layers(self) -> set[Path]:
         """Every read-only layer a snapshot needs: none of them may be deleted."""
-        return {layer for record in self._shelf for layer in record.root.layers}
+        roots = [*(record.root for record in self._shelf), *self._passing.values()]
+        return {layer for root in roots for layer in root.layers}
 
 
 async def write_out(sandbox: Sandbox, isolation: Isolation) -> None:

@@ -104,6 +104,22 @@ class ResourceOptions(TypedDict, total=False):
     disk_mb: int
 
 
+class EgressOptions(TypedDict, total=False):
+    """What may be reached: `allow` (names, `*.` names, IPv4 addresses and ranges, `:port` if wanted), `default`."""
+
+    allow: Sequence[str]
+    default: Literal["allow", "deny"]
+
+
+class SecretOptions(TypedDict, total=False):
+    """A header added outside the sandbox: inside, `http://{alias}.gateway.runra.internal/` stands for `host`."""
+
+    alias: str
+    host: str
+    header: str
+    value: str
+
+
 class SandboxOptions(TypedDict, total=False):
     """The keywords of `sandboxes.create`; see `SandboxConfig`."""
 
@@ -183,11 +199,20 @@ class IngressPolicy(Wire):
     allow_ports: list[int] = Field(default_factory=list)
 
 
+class SecretPolicy(Wire):
+    """A secret of the gateway; its value is never shown."""
+
+    alias: str = ""
+    host: str = ""
+    header: str = "Authorization"
+
+
 class NetworkPolicy(Wire):
     """A sandbox's network policy; None where there is none."""
 
     egress: EgressPolicy | None = None
     ingress: IngressPolicy | None = None
+    secrets: list[SecretPolicy] = Field(default_factory=list)
 
 
 class RawPage(Wire):

@@ -47,7 +47,7 @@ def _being_made(sandbox_id: str, config: SandboxConfig, organization_id: str) ->
         timeout_ms=config.timeout_ms,
         idle_timeout_ms=config.idle_timeout_ms,
         metadata=config.metadata,
-        network=config.network.model_dump(mode="json", by_alias=True, exclude_none=True) if config.network else {},
+        network=config.network.shown() if config.network else {},
         auto_resume=config.auto_resume,
         volumes=[mount.model_dump(by_alias=True) for mount in config.volumes],
         isolation=config.isolation or "",

@@ -44,6 +44,8 @@ class Isolation(Protocol):
     name: str
     #: Whether what was written inside may not have reached the sandbox's layers before a sync(2) inside.
     keeps_writes: bool
+    #: It puts sandboxes into `Box.netns`. One that does not gives them no network, and a create that asks is refused.
+    networked: bool
 
     def host_processes(self, inside: int) -> int:
         """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""

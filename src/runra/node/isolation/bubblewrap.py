@@ -61,6 +61,7 @@ class Bubblewrap:
 
     name = "bubblewrap"
     keeps_writes = False
+    networked = True
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher

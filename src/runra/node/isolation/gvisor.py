@@ -96,6 +96,7 @@ class Gvisor:
 
     name = "gvisor"
     keeps_writes = True
+    networked = False
 
     def __init__(self, launcher: Launcher, runsc: Runsc, max_pids: int) -> None:
         self._launcher = launcher

@@ -8,8 +8,13 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from runra.contract import (
+    REVEAL,
+    Egress,
     ExecutionResult,
     ForkRequest,
+    Ingress,
+    Network,
+    NetworkSecret,
     Port,
     PortExposed,
     SandboxInfo,
@@ -28,7 +33,7 @@ from runra.sdk._async.processes import AsyncProcess, AsyncProcesses
 from runra.sdk._async.terminal import AsyncTerminal, open_terminal
 from runra.sdk.fields import SandboxFields
 from runra.sdk.lifecycle import Handler, LifecycleName
-from runra.sdk.types import ExecOptions, RawPage, checked, merged, parsed
+from runra.sdk.types import EgressOptions, ExecOptions, RawPage, SecretOptions, checked, merged, parsed
 from runra.sdk.wire import sandbox_path
 
 _log = logging.getLogger("runra.sdk")
@@ -194,6 +199,25 @@ class AsyncSandbox(SandboxFields):
         given = {"timeout_ms": timeout_ms, "idle_timeout_ms": idle_timeout_ms, "metadata": metadata}
         patch = checked(SandboxPatch, merged(None, given, "update"))
         return await self._took("PATCH", None, patch.to_wire())
+
+    async def update_network(
+        self,
+        network: Network | Mapping[str, Any] | None = None,
+        *,
+        egress: EgressOptions | Egress | Mapping[str, Any] | None = None,
+        secrets: Sequence[SecretOptions | NetworkSecret | Mapping[str, Any]] | None = None,
+        ingress: Ingress | Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Replace what it may reach, and its secrets, at once; what is left out is as if never given.
+
+        `egress`: `allow` (names, `*.` names, IPv4 addresses and ranges, each with `:port` if wanted) and `default`
+        (`allow` without any policy, `deny` when only `allow` is given). `secrets`: `alias`, `host`, `header`,
+        `value`; inside, `http://{alias}.gateway.runra.internal/` is that host with that header. Connections the new
+        policy does not allow are cut. Raises RunraError INVALID_CONFIG for an entry that is none.
+        """
+        given = {"egress": egress, "secrets": secrets, "ingress": ingress}
+        wanted = checked(Network, merged(network, given, "update_network"))
+        return await self._took("PUT", "network", wanted.to_wire(REVEAL))
 
     async def pause(self) -> None:
         """Freeze it: files and processes stay as they are, and it costs no CPU. Pausing a paused one is fine."""

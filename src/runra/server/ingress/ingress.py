@@ -91,9 +91,7 @@ class Ingress:
             tunnel.abort(_STOPPING)
 
     def inward(self, admitted: Admitted, headers: Headers, client: str, body: bytes | None) -> Headers:
-        return inward(
-            headers, authority=admitted.authority, scheme=self._names.scheme, client=client, body=body
-        )
+        return inward(headers, authority=admitted.authority, scheme=self._names.scheme, client=client, body=body)
 
     def note(self, request_id: str, place: Place, status: int, began: float) -> None:
         seconds = time.perf_counter() - began
