@@ -60,6 +60,7 @@ generate: install ## what is made from other sources: both sync halves, the tabl
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/ingress.py
+	$(BIN)/python benchmarks/snapshots.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

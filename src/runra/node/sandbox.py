@@ -416,9 +416,9 @@ class Sandbox:
             if self.record.state not in ("running", "paused"):
                 self._require_running()
             running = self.record.state == "running"
-            if running:
-                await self._freeze()
             try:
+                if running:
+                    await self._freeze()  # a caller that gives up while it freezes must not leave it frozen
                 yield
             finally:
                 if running:
