@@ -30,7 +30,7 @@ from runra.node.network import namespaces
 from runra.node.network.netlink import Netlink
 from runra.node.network.settings import NetworkSettings
 
-NEAR, FAR, SERVER = "51.15.0.2", "51.15.0.1", "93.184.216.10"
+NEAR, FAR, SERVER, ELSEWHERE = "51.15.0.2", "51.15.0.1", "93.184.216.10", "93.184.216.11"
 MEGABYTES = 400
 
 #: Port 7000 sends megabytes, 7001 echoes a byte, 80 answers HTTP with keep-alive.
@@ -38,7 +38,7 @@ SERVE = """
 import socket, threading
 block = bytes(1 << 20)
 def send(link):
-    for _ in range(int(link.recv(16))): link.sendall(block)
+    for _ in range(int(link.recv(16) or 0)): link.sendall(block)
     link.close()
 def echo(link):
     while data := link.recv(64): link.sendall(data)
@@ -62,14 +62,14 @@ serve(7000, send)
 #: The same program asks from the near machine and from inside a sandbox.
 ASK = """
 import socket, time, json, sys
-server, megabytes = sys.argv[1], int(sys.argv[2])
+server, megabytes, web = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 def drain(link, left):
     buffer = bytearray(1 << 20)
-    while left:
+    while left > 0:
         got = link.recv_into(buffer)
         if not got: raise SystemExit("cut")
         left -= got
-def connect(port): return socket.create_connection((server, port), timeout=30)
+def connect(port): return socket.create_connection((web if port == 80 else server, port), timeout=30)
 out = {"connect": [], "echo": [], "http": []}
 for _ in range(100):
     started = time.perf_counter()
@@ -147,14 +147,14 @@ def machines() -> Iterator[None]:
             os.close(descriptor)
 
 
-async def _inside(node: Node, egress: dict[str, Any] | None, megabytes: int) -> Any:
+async def _inside(node: Node, egress: dict[str, Any] | None, megabytes: int, web: str = SERVER) -> Any:
     config = SandboxConfig.model_validate(
         {"image": "host", **({"network": {"egress": egress}} if egress else {})}, context={"client": True}
     )
     sandbox = await node.create(new_id("sb"), config, "org_bench")
     try:
         async with sandbox.use() as agent:
-            spec = ExecSpec(argv=("python3", "-c", ASK, SERVER, str(megabytes)), env=sandbox.env, timeout_ms=60_000)
+            spec = ExecSpec(argv=("python3", "-c", ASK, SERVER, str(megabytes), web), env=sandbox.env, timeout_ms=60_000)
             async with await agent.exec(spec) as process:
                 said = b"".join([chunk.data async for chunk in process.output()])
         return json.loads(said)
@@ -168,14 +168,14 @@ async def _measured(folder: Path, megabytes: int) -> dict[str, Any]:
     node = Node(settings, EventLog())
     await node.start()
     try:
-        command = [sys.executable, "-c", ASK, SERVER, str(megabytes)]
+        command = [sys.executable, "-c", ASK, SERVER, str(megabytes), SERVER]
         bare = await asyncio.to_thread(subprocess.check_output, command)
         return {
             "bare connection": json.loads(bare),
             "sandbox without a policy (kernel)": await _inside(node, None, megabytes),
-            # The raw ports by address, which the proxy only passes on; HTTP by Host, which it parses.
+            # The raw ports by address, which the proxy only passes on; HTTP, sent elsewhere, by Host, which it parses.
             "sandbox with a policy (proxy)": await _inside(
-                node, {"allow": [f"{SERVER}:7000", f"{SERVER}:7001", f"{SERVER}:80"]}, megabytes
+                node, {"allow": [f"{SERVER}:7000", f"{SERVER}:7001", f"{SERVER}:80", "a.example"]}, megabytes, ELSEWHERE
             ),
         }
     finally:
