@@ -38,17 +38,19 @@ fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
 soak: install ## lives of thousands of sandboxes, and what they left, MINUTES=10
 	$(BIN)/python benchmarks/soak.py $(MINUTES)
 
-lint: install ## ruff, strict mypy, and whether the SDK's sync half is up to date
+lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_sync.py --check
+	$(BIN)/python scripts/generate_events.py --check
 
 native: ## compile the agent and the launcher again
 	$(BIN)/python build_native.py
 	@touch $(NATIVE)
 
-generate: install ## the SDK's sync half from its async half
+generate: install ## the SDK's sync half from its async half, the catalogue of events in docs/
 	$(BIN)/python scripts/generate_sync.py
+	$(BIN)/python scripts/generate_events.py
 
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py

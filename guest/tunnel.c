@@ -21,6 +21,7 @@ enum {
     FEW = 64,               /* so many have the large window, the rest the small one: 76 MiB at most for all */
     WINDOW_FEW = 256 << 10,
     WINDOW_MANY = 64 << 10,
+    ROOM = 16 << 10,        /* what waits for a socket mostly fits; a whole window is taken only when it does not */
     CONNECT_MS = 5000,
     PORT_MIN = 1024,
     PORT_MAX = 65535,
@@ -40,8 +41,8 @@ struct tunnel {
     bool unread;         /* inside takes no bytes any more */
     bool reset;          /* it broke rather than ended */
     uint64_t sent, limit; /* offsets: written to the host, allowed by it */
-    uint8_t *data;       /* from the host, while the socket is full; `window` bytes of room */
-    size_t at, used;
+    uint8_t *data;       /* from the host, until the socket takes it */
+    size_t at, used, room;
     uint32_t window, allowed, owed;
 };
 
@@ -111,7 +112,7 @@ static void grant(struct tunnel *t, size_t bytes) {
 static void drop_data(struct tunnel *t) {
     free(t->data);
     t->data = NULL;
-    t->at = t->used = 0;
+    t->at = t->used = t->room = 0;
 }
 
 /* Nothing inside reads any more; what it wrote before is still passed on. */
@@ -136,13 +137,19 @@ static ssize_t feed(struct tunnel *t, const uint8_t *data, size_t length) {
 }
 
 static bool keep(struct tunnel *t, const uint8_t *data, size_t length) {
-    if (!t->data && !(t->data = malloc(t->window))) return false;
-    if (t->used + length > t->window) {
-        memmove(t->data, t->data + t->at, t->used - t->at);
+    if (t->used + length > t->room) {
         t->used -= t->at;
+        if (t->at) memmove(t->data, t->data + t->at, t->used);
         t->at = 0;
     }
-    memcpy(t->data + t->used, data, length); /* held, allowed and owed bytes together are one window */
+    if (t->used + length > t->room) { /* held, allowed and owed bytes together are one window */
+        size_t room = t->used + length <= ROOM ? ROOM : t->window;
+        uint8_t *grown = realloc(t->data, room);
+        if (!grown) return false;
+        t->data = grown;
+        t->room = room;
+    }
+    memcpy(t->data + t->used, data, length);
     t->used += length;
     return true;
 }
@@ -150,7 +157,7 @@ static bool keep(struct tunnel *t, const uint8_t *data, size_t length) {
 bool tunnel_data(struct tunnel *t, const uint8_t *data, size_t length) {
     if (length > t->allowed || t->heard_end) return false;
     t->allowed -= (uint32_t)length;
-    ssize_t put = t->unread ? (ssize_t)length : t->data ? 0 : feed(t, data, length);
+    ssize_t put = t->unread ? (ssize_t)length : t->data || t->connecting ? 0 : feed(t, data, length);
     if (put < 0) {
         not_read(t, errno);
         put = (ssize_t)length;
@@ -164,7 +171,7 @@ bool tunnel_data(struct tunnel *t, const uint8_t *data, size_t length) {
 void tunnel_end(struct tunnel *t) {
     if (t->heard_end) return;
     t->heard_end = true;
-    if (!t->data && !t->unread) shutdown(t->watch.fd, SHUT_WR);
+    if (!t->data && !t->unread && !t->connecting) shutdown(t->watch.fd, SHUT_WR);
     if (!over(t)) rearm(t);
 }
 
@@ -283,10 +290,11 @@ static void connected(struct tunnel *t) {
     struct fields f = {.at = room, .room = sizeof room};
     t->connecting = false;
     timer_stop(&t->timer);
-    t->window = t->allowed = count <= FEW ? WINDOW_FEW : WINDOW_MANY;
     put_number(&f, T_OFFSET, 0);
     put_number(&f, T_WINDOW, t->window);
     conn_send(A_STARTED, t->stream, room, f.used);
+    if (t->data) drain(t);
+    else if (t->heard_end) shutdown(t->watch.fd, SHUT_WR);
     rearm(t);
 }
 
@@ -324,6 +332,7 @@ int tunnel_open(uint32_t stream, uint64_t port, uint64_t window) {
     t->family = AF_INET;
     t->limit = window;
     t->connecting = true;
+    t->window = t->allowed = count < FEW ? WINDOW_FEW : WINDOW_MANY;
     t->same_hash = by_stream[stream % HASH];
     by_stream[stream % HASH] = t;
     count++;

@@ -3,7 +3,8 @@
  * Options, as KEY VALUE… words before "--":
  *   nested N                 before ids: how many user namespaces a user may make inside; none without this
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
- *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are
+ *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are;
+ *                            idmap-ro, plain-ro: and read-only, which nothing inside can lift
  *   cgroup FILE              enter the cgroup with this cgroup.procs
  *   netns                    enter the network namespace that is the last attached descriptor
  *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
@@ -105,13 +106,22 @@ static int make_userns(unsigned base, unsigned count, const char *nested) {
     return fd;
 }
 
-static int open_source(const char *source, bool idmap, int userns, bool *folder) {
+static bool known_kind(const char *kind) {
+    static const char *const kinds[] = {"idmap", "plain", "idmap-ro", "plain-ro"};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kind, kinds[i]) == 0) return true;
+    return false;
+}
+
+static int open_source(const char *source, const char *kind, int userns, bool *folder) {
+    bool idmap = strncmp(kind, "idmap", 5) == 0;
     int tree = (int)syscall(SYS_open_tree, AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
     if (tree < 0) fail("open", source);
     struct stat about;
     if (fstat(tree, &about) < 0) fail("stat", source);
     *folder = S_ISDIR(about.st_mode);
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    if (strcmp(kind + 5, "-ro") == 0) attributes.attr_set |= MOUNT_ATTR_RDONLY;
     if (idmap) {
         attributes.attr_set |= MOUNT_ATTR_IDMAP;
         attributes.userns_fd = (__u64)userns;
@@ -198,10 +208,11 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 fail("make", "mount namespace");
             word += 3;
-        } else if (strcmp(word[0], "mount") == 0 && word[1] && word[2] && word[3] && mount_count < MOUNTS_MAX) {
+        } else if (strcmp(word[0], "mount") == 0 && word[1] && known_kind(word[1]) && word[2] && word[3] &&
+                   mount_count < MOUNTS_MAX) {
             struct mount_request *request = &mounts[mount_count++];
             request->name = word[3];
-            request->tree = open_source(word[2], strcmp(word[1], "idmap") == 0, userns, &request->folder);
+            request->tree = open_source(word[2], word[1], userns, &request->folder);
             word += 4;
         } else if (strcmp(word[0], "cgroup") == 0 && word[1]) {
             write_file(word[1], "0");

@@ -26,7 +26,7 @@ _COMMAND: Final = {"command": "what runs, as given", "pid": "process id inside t
 _FAILURE: Final = {"code": "error code", "message": "what went wrong, and what to do"}
 _PATH: Final = {"path": "absolute, or from the sandbox's workdir"}
 _CALL: Final = {"id": "pairs a call with its result", "name": "the tool"}
-_MONEY: Final = {"amount": "cost so far, or of this call", "currency": "USD unless configured"}
+_MONEY: Final = {"amount": "cost so far", "currency": "USD unless configured"}
 
 CATALOGUE: Final[Mapping[EventType, Kind]] = {
     "sandbox.created": Kind("A sandbox was asked for.", fields={"image": "its image"}),
@@ -83,13 +83,20 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
     "agent.error": Kind("The agent failed.", "error", _FAILURE),
     "cost.runtime": Kind("Cost of the sandbox's running time.", "debug", _MONEY),
     "cost.llm": Kind(
-        "Cost and tokens of a call of the model.",
+        "A call of the model: its tokens and cost. A warning when it failed.",
         fields={
-            **_MONEY,
             "provider": "who runs the model",
             "model": "its name",
-            "inputTokens": "tokens read",
-            "outputTokens": "tokens written",
+            "inputTokens": "tokens read, without those of the cache",
+            "cacheReadTokens": "tokens read from the cache",
+            "cacheWriteTokens": "tokens written to it",
+            "outputTokens": "tokens written, those of reasoning among them",
+            "reasoningTokens": "tokens of reasoning",
+            "cost": "of this call; null where the price is not known",
+            "currency": "of the cost",
+            "totalCost": "of the run so far",
+            "error": "why it failed",
+            "turn": "number of the turn",
             "durationMs": "how long the call took",
         },
     ),
@@ -106,6 +113,7 @@ def level_of(type: EventType, data: Mapping[str, Any]) -> Level:
         (type == "exec.completed" and data.get("oom") is True)
         or (type == "agent.tool_result" and data.get("isError") is True)
         or (type == "network.egress" and data.get("allowed") is False)
+        or (type == "cost.llm" and bool(data.get("error")))
         or (type == "sandbox.terminated" and data.get("reason") not in _ORDINARY_ENDS)
     )
     return "warn" if trouble else CATALOGUE[type].level

@@ -104,6 +104,18 @@ async def test_there_and_back(link: AgentLink, agent: Agent, host: str) -> None:
         await link.ping()
 
 
+@pytest.mark.parametrize("size", [1, 16384, 300_000])
+async def test_first_words_with_the_connection(link: AgentLink, size: int) -> None:
+    first = os.urandom(size)
+    async with serving(echo) as port, await link.connect_port(port, first) as tunnel:
+        tunnel.end_write()
+        assert await rest(tunnel) == first
+    with pytest.raises(RunraError) as caught:
+        await link.connect_port(free_port(), first)
+    assert caught.value.details["reason"] == "port_closed"
+    await link.ping()
+
+
 async def test_half_closed_inside_first(link: AgentLink) -> None:
     got = asyncio.get_running_loop().create_future()
 

@@ -49,7 +49,7 @@ def run_of_an_agent() -> list[Event]:
                 "model": "m-1",
                 "inputTokens": 1000,
                 "outputTokens": 20,
-                "amount": 0.25,
+                "cost": 0.25,
                 "currency": "USD",
                 "durationMs": 490,
             },
@@ -240,6 +240,24 @@ async def test_turns_by_number_and_tools_side_by_side() -> None:
         assert receiver.span("exec y").parent_span_id == turn.span_id  # either tool may have run it
         assert [one.name for one in turn.events] == ["agent.message"]
         assert receiver.span("turn 2").start_time_unix_nano > turn.start_time_unix_nano
+
+
+async def test_a_program_without_an_agent_and_commands_without_a_pid() -> None:
+    async with exporting() as (it, receiver):
+        for ms, type, command in ((0, "exec.started", "a 1"), (1, "exec.started", "b 2"), (2, "exec.completed", "a 1"),
+                                  (3, "exec.completed", "b 2")):  # fmt: skip
+            it.offer(event(type, {"command": command, "pid": None, "exitCode": 0}, at_ms=ms, run_id=RUN))  # type: ignore[arg-type]
+        assert await it.flush()
+        assert {span.name: span.start_time_unix_nano % 10**9 for span in receiver.spans} == {
+            "exec a": 0,
+            "exec b": 10**6,
+        }
+        # Another run, long after: the first one is taken for ended, where its latest event was.
+        it.offer(event(at_ms=400_000, run_id="run_other"))
+        assert await it.flush()
+        root = receiver.span("run")
+        assert (root.end_time_unix_nano - root.start_time_unix_nano) / 1e6 == 3
+        assert "gen_ai.operation.name" not in attributes(root)
 
 
 async def test_hostile_events_break_nothing() -> None:

@@ -53,7 +53,7 @@ async def test_the_page_shows_what_happened_and_goes_away_at_the_end() -> None:
                 "model": "m-1",
                 "inputTokens": 1000,
                 "outputTokens": 20,
-                "amount": 0.5,
+                "cost": 0.5,
                 "durationMs": 700,
             },
         ),
@@ -105,7 +105,7 @@ async def test_numbers_that_are_none_hurt_nothing() -> None:
     await it.start()
     for data in ({"durationMs": "long"}, {"durationMs": -5}, {"durationMs": None}, {"durationMs": True}):
         it.offer(event("exec.timed_out", data))
-        it.offer(event("cost.llm", {**data, "amount": -1, "inputTokens": "many", "model": 7}))
+        it.offer(event("cost.llm", {**data, "cost": -1, "inputTokens": "many", "model": 7}))
     assert await it.close(5)
     assert it.stats["prometheus"].dropped == 0
 

@@ -33,6 +33,11 @@ class World:
     api: Client
     app: Any
     session: aiohttp.ClientSession
+    server: Any
+
+    def stop(self) -> None:
+        """As a signal does."""
+        self.server.should_exit = True
 
     @property
     def port(self) -> int:
@@ -126,7 +131,7 @@ async def started(settings: ServerSettings, *, leave: bool = False) -> AsyncIter
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         try:
-            yield World(settings, Client(settings.url, key, session), app, session)
+            yield World(settings, Client(settings.url, key, session), app, session, server)
         finally:
             if not leave:
                 for sandbox in list(nodes[0].sandboxes.values()):

@@ -191,10 +191,12 @@ async def test_endless_heads_and_bodies(preview: Preview) -> None:
 
 
 async def test_bounds_of_connections_and_time(settings: ServerSettings) -> None:
-    async with started(replace(settings, preview_connections=4, preview_idle_s=1.0)) as world:
+    async with started(replace(settings, preview_connections=4, preview_idle_s=2.0)) as world:
         preview = await world.app_sandbox()
         slow = [asyncio.ensure_future(preview.get("/slow?30")) for _ in range(4)]
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(10):
+            while world.app.state.services.ingress._open[preview.id] < 4:
+                await asyncio.sleep(0.005)
         status, headers, _ = await preview.get("/seen")
         assert (status, headers["X-Runra-Reason"], headers["Retry-After"]) == (503, "too_many", "1")
         for status, headers, _ in await asyncio.gather(*slow):

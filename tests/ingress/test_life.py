@@ -214,3 +214,28 @@ async def test_a_restart_keeps_every_name(settings: ServerSettings) -> None:
         assert (status, headers["X-Runra-Reason"]) == (502, "port_closed")
         assert (await closed.get("/?" + link["url"].partition("?")[2]))[0] == 303
         assert (await Preview(again, gone.id, gone.exposed).get())[0] == 404
+
+
+async def test_a_stopping_server_ends_what_has_no_end(
+    settings: ServerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(settings, leave=True) as world:
+        preview = await world.app_sandbox()
+        stream = await preview.open("GET", "/sse")
+        await stream.content.readline()
+        socket = await world.session.ws_connect(
+            f"http://127.0.0.1:{world.port}/ws", headers={"Host": preview.host}, compress=0
+        )
+        assert (await socket.receive()).data == "hello"
+        waiting = asyncio.ensure_future(preview.get("/slow?0.3"))  # this one has an end, and is waited for
+        async with asyncio.timeout(10):
+            while world.app.state.services.ingress._open[preview.id] < 3:
+                await asyncio.sleep(0.005)
+        world.stop()
+        assert (await waiting)[2] == b"late"
+        assert (await asyncio.wait_for(socket.receive(), 5)).type.name in ("CLOSED", "CLOSE", "ERROR", "CLOSING")
+        with pytest.raises(Exception, match=r"."):
+            await asyncio.wait_for(stream.content.read(), 5)
+    assert "graceful shutdown exceeded" not in caplog.text
+    async with started(settings):  # and ends the sandbox
+        pass

@@ -9,7 +9,7 @@ import typer
 
 from runra.cli import network
 from runra.cli.output import age, complain, say, show_json, show_table
-from runra.cli.words import pairs
+from runra.cli.words import mounts, pairs
 from runra.errors import RunraError
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def create(
         list[str] | None, typer.Option("--metadata", "-m", metavar="NAME=VALUE", help="Again for each tag.")
     ] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="A call on it resumes it when paused.")] = False,
+    volume: Annotated[
+        list[str] | None, typer.Option("--volume", metavar="NAME:/PATH[:ro]", help="Mount a volume. Again for each.")
+    ] = None,
     allow: network.Allow = None,
     egress: network.Default = None,
     secret: network.Secrets = None,
@@ -86,6 +89,8 @@ def create(
         given["metadata"] = pairs(metadata, "--metadata")
     if auto_resume:
         given["auto_resume"] = True
+    if volume:
+        given["volumes"] = mounts(volume)
     if wanted := network.policy(allow, egress, secret):
         given["network"] = wanted
     with Runra() as client:

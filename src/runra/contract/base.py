@@ -103,12 +103,25 @@ def _image(value: str) -> str:
     return value
 
 
+# Names of what a user keeps: snapshots, volumes. They stand in image names, paths and command lines; what looks like
+# an id could be taken for one.
+_KEPT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_KEPT_ID: Final = re.compile(r"(vol|snap)_[a-z0-9]{16}")
+
+
+def _kept(value: str) -> str:
+    if not _KEPT.fullmatch(value) or ".." in value or _KEPT_ID.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is no name: 1 to 63 letters, digits, '_', '-' or single dots; and no id")
+    return value
+
+
 Text = Annotated[str, AfterValidator(no_nul)]
 PathText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(no_nul)]
 AbsolutePath = Annotated[PathText, AfterValidator(_absolute)]
 Env = Annotated[dict[str, str], AfterValidator(_env_names)]
 Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
 ImageName = Annotated[str, AfterValidator(_image)]
+Kept = Annotated[str, AfterValidator(_kept)]
 
 
 class Wire(BaseModel):

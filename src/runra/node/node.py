@@ -9,29 +9,39 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from runra.contract import ImageInfo, Network, SandboxConfig, TerminationReason
+from runra.contract import SNAPSHOT_IMAGE, ImageInfo, Network, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
+from runra.node.agent.types import ExecSpec
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
+from runra.node.identity import give_identity
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.images.store import Images
-from runra.node.isolation import Box, Isolation, walls
+from runra.node.isolation import Box, BoxVolume, Isolation, walls
+from runra.node.isolation.staging import AGENT
 from runra.node.launcher import Launcher
+from runra.node.mountpoint import check_mount_point
 from runra.node.network import host as network
 from runra.node.network.policy import NOTHING, policy_of
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
+from runra.node.shelf import Shelf
+from runra.node.snapshots import SnapshotRecord, Snapshots
+from runra.node.volumes import VolumeRecord, Volumes
 
 log = logging.getLogger(__name__)
+
+#: How long a wall that keeps writes to itself may take to write them out, in ms.
+_SYNC_MS: Final = 60_000
 
 
 class Node:
@@ -61,6 +71,8 @@ class Node:
         self.images = Images(settings, self._launcher, events, self._ids)
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
+        #: At the start: copies that forks were being made from when the server before this one ended.
+        self._unfinished: set[Path] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
@@ -79,6 +91,8 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
+        self._clean_trash()
+        self._keep()
         self._tell_unheld()
         self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
@@ -86,7 +100,7 @@ class Node:
         self.images.layers.users.append(self._layers_in_use)
         await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
-        known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
+        known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder.name[0] != "."}
         await asyncio.gather(*(self._adopt(name) for name in known))
         if self._network is not None:
             await self._network.begin()
@@ -96,8 +110,19 @@ class Node:
             stale.kill()
             await self._quietly(stale.remove())
         self.images.collect()
-        for folder in self._trash.iterdir():
-            self._clean(self._delete(folder))
+
+    def _keep(self) -> None:
+        """Take up what outlives sandboxes: volumes and snapshots."""
+        settings, home = self.settings, self.settings.sandboxes_dir
+        volumes = Shelf("volume", VolumeRecord, settings.volumes_dir, home / ".volumes", self._throw_away)
+        snapshots = Shelf("snapshot", SnapshotRecord, settings.snapshots_dir, home / ".snapshots", self._throw_away)
+        volumes.load()
+        self._unfinished = snapshots.load()
+        self.volumes = Volumes(
+            volumes, self._disk, lambda: ((one.id, one.record.volumes) for one in self.sandboxes.values())
+        )
+        self.snapshots = Snapshots(snapshots, self._disk)
+        self.resolvers[SNAPSHOT_IMAGE] = self.snapshots.resolve
 
     def _tell_unheld(self) -> None:
         missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
@@ -151,6 +176,8 @@ class Node:
         try:
             if record.state not in ("running", "paused"):
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
+            if record.root.start_from in self._unfinished:
+                raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
             if record.network_index is not None and self._network is None:
                 raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
             await sandbox.adopt()
@@ -170,12 +197,14 @@ class Node:
 
     # --- create ---
 
-    async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
+    async def create(
+        self, sandbox_id: str, config: SandboxConfig, organization_id: str, resolve: Resolver | None = None
+    ) -> Sandbox:
         """Start a sandbox; returns when it is running.
 
         Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, its image included,
         RESOURCE_EXHAUSTED when it is full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens
-        nothing half made stays.
+        nothing half made stays. `resolve` gives the root in the image's place.
         """
         isolation = self._check(config)
         if len(self.sandboxes) >= self.settings.max_sandboxes:
@@ -191,6 +220,7 @@ class Node:
             state="creating",
             isolation=isolation.name,
             created_at=now_iso(),
+            volumes=self.volumes.claim(config, organization_id),
             first_id=self._take_ids() if self._root else None,
         )
         sandbox = self._sandbox(record)
@@ -198,7 +228,7 @@ class Node:
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
             async with (
-                self._resolved(sandbox) as record.root,
+                self._resolved(sandbox, resolve) as record.root,
                 asyncio.timeout(self.settings.start_timeout),
                 self._starts,
                 sandbox.starting(),
@@ -215,6 +245,63 @@ class Node:
             raise
         return sandbox
 
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, name: str | None) -> SnapshotInfo:
+        """Keep a sandbox's files as they are now, under an id and perhaps a name; it goes on as it was.
+
+        Raises INVALID_STATE unless it is running or paused, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        source = self._live(sandbox_id)
+        await self._write_out(source)
+        return await self.snapshots.take(source, snapshot_id, name)
+
+    async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
+        """Start copies of a sandbox, one for each id: its files at this moment and its configuration, an identity of
+        their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
+        raised. INVALID_STATE unless the source is running or paused."""
+        source = self._live(sandbox_id)
+        await self._write_out(source)
+        async with self.snapshots.seed(source) as root:
+
+            @asynccontextmanager
+            async def resolve(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+                yield root
+
+            work = (self.create(one, source.config, source.organization_id, resolve) for one in ids)
+            made = [asyncio.create_task(each, name="fork") for each in work]
+            try:
+                return await asyncio.gather(*made)
+            except BaseException:
+                for task in made:
+                    task.cancel()
+                outcomes = await asyncio.gather(*made, return_exceptions=True)
+                await asyncio.gather(*(one.terminate("error") for one in outcomes if isinstance(one, Sandbox)))
+                raise
+
+    def _live(self, sandbox_id: str) -> Sandbox:
+        try:
+            return self.sandboxes[sandbox_id]
+        except KeyError:
+            raise not_found(sandbox_id) from None
+
+    async def _write_out(self, sandbox: Sandbox) -> None:
+        """Where the wall keeps writes to itself, have them written before the layers are copied."""
+        if not self._isolations[sandbox.record.isolation].keeps_writes:
+            return
+        if sandbox.record.state == "paused":
+            raise RunraError(
+                "INVALID_STATE",
+                f"sandbox {sandbox.id} is paused behind {sandbox.record.isolation}, which still holds what was written "
+                "last; resume it first",
+                details={"sandboxId": sandbox.id, "state": "paused"},
+            )
+        async with (
+            sandbox.use() as agent,
+            await agent.exec(ExecSpec(argv=(AGENT, "--sync"), timeout_ms=_SYNC_MS)) as sync,
+        ):
+            ended = await sync.wait()
+        if ended.code != 0:
+            raise RunraError("INTERNAL_ERROR", f"sandbox {sandbox.id} could not write its files out: {ended}")
+
     def _check(self, config: SandboxConfig) -> Isolation:
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
         isolation = walls.choose(self._isolations, config.isolation)
@@ -222,11 +309,16 @@ class Node:
         return isolation
 
     @asynccontextmanager
-    async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+    async def _resolved(self, sandbox: Sandbox, resolve: Resolver | None) -> AsyncIterator[RootFilesystem]:
         """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
-        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
+        resolve = (
+            resolve
+            or self.resolvers.get(name)
+            or self.resolvers.get(name.partition(":")[0] + ":")
+            or self.images.root
+        )
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(None) as self._resolving[sandbox.id]:
@@ -281,9 +373,8 @@ class Node:
 
         Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
         """
-        sandbox = self.sandboxes.get(sandbox_id)
-        if sandbox is None:
-            raise not_found(sandbox_id)
+        sandbox = self._live(sandbox_id)
+        await self._write_out(sandbox)
         async with sandbox.still():
             return await self.images.commit(
                 sandbox.record.root,
@@ -298,7 +389,11 @@ class Node:
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
         limits = record.config.resources
-        self._disk.make(folder, limits.disk_mb)
+        if record.root.start_from is None:
+            self._disk.make(folder, limits.disk_mb)
+        else:
+            await self._disk.clone(record.root.start_from, folder, limits.disk_mb)
+            record.inherited_bytes = max(0, record.root.start_bytes - await self._disk.used(folder))
         record.save(sandbox.record_path)
         sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
         async with self._placed(sandbox, isolation) as place:
@@ -312,9 +407,14 @@ class Node:
                     memory_mb=limits.memory_mb,
                     first_id=record.first_id,
                     netns=place.netns if place else None,
+                    volumes=tuple(
+                        BoxVolume(self.volumes.folder(one.id), one.path, one.read_only) for one in record.volumes
+                    ),
                 )
                 isolation.prepare(box)
-                _seed(folder / "upper0", record.id, place.gateway if place else None)
+                give_identity(folder / "upper0", record.id, place.gateway if place else None)
+                for volume in box.volumes:
+                    check_mount_point(record.root, folder, volume.path)
                 pid = await isolation.start(box)
         await sandbox.started(pid)
 
@@ -356,6 +456,7 @@ class Node:
     def _layers_in_use(self) -> Iterator[Path]:
         for sandbox in self.sandboxes.values():
             yield from sandbox.record.root.layers
+        yield from self.snapshots.layers
 
     async def _changed(self, sandbox: Sandbox) -> None:
         if self.on_change is not None:
@@ -390,6 +491,16 @@ class Node:
         for path in self.settings.records_dir.glob(f"{name}.*"):
             path.unlink(missing_ok=True)
 
+    def _throw_away(self, folder: Path) -> None:
+        """Move a folder to the trash, and delete it off the path; a crash in between is made good at the next start."""
+        aside = self._trash / f"{folder.name}-{secrets.token_hex(4)}"
+        folder.rename(aside)
+        self._clean(self._delete(aside))
+
+    def _clean_trash(self) -> None:
+        for folder in self._trash.iterdir():
+            self._clean(self._delete(folder))
+
     async def _delete(self, folder: Path) -> None:
         await self._quietly(self._disk.remove(folder))
 
@@ -421,21 +532,3 @@ def _listen(path: Path) -> socket.socket:
     finally:
         os.close(folder)
     return listening
-
-
-def _seed(upper: Path, sandbox_id: str, name_server: str | None) -> None:
-    """Give a sandbox its own identity, in its own layer: nothing of the host's, nothing of a neighbour's."""
-    name = sandbox_id.removeprefix("sb_")
-    etc = upper / "etc"
-    etc.mkdir()
-    etc.chmod(0o755)
-    files = {
-        "hostname": f"{name}\n",
-        "hosts": f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost\n",
-        "machine-id": f"{secrets.token_hex(16)}\n",
-    }
-    if name_server is not None:
-        files["resolv.conf"] = f"nameserver {name_server}\n"
-    for file, text in files.items():
-        (etc / file).write_text(text)
-        (etc / file).chmod(0o644)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from runra.contract import CLIENT, REVEAL, SandboxConfig, SandboxState, TerminationReason
 from runra.node.images import RootFilesystem
+from runra.node.volumes import Mounted
 
 
 class Record(BaseModel):
@@ -24,6 +25,9 @@ class Record(BaseModel):
     isolation: str
     #: What its image was when it started; the image itself may be gone or changed by now.
     root: RootFilesystem = Field(default_factory=lambda: RootFilesystem(()))
+    volumes: list[Mounted] = Field(default_factory=list)
+    #: What its layers held when it was made (of a snapshot or a fork); the disk counts that for whoever wrote it.
+    inherited_bytes: int = 0
     created_at: str
     started_at: str | None = None
     paused_at: str | None = None

@@ -23,6 +23,7 @@ from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
 from runra.node.agent.types import AgentLost
 from runra.node.cgroups import Cgroup
+from runra.node.disk import bytes_below
 from runra.node.freezer import continue_tree, stop_tree
 from runra.node.network.guest import Guest
 from runra.node.network.host import HostNetwork
@@ -134,6 +135,7 @@ class Sandbox:
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
+            volumes=[volume.shown() for volume in record.volumes],
             created_at=record.created_at,
             started_at=record.started_at,
             paused_at=record.paused_at,
@@ -176,7 +178,7 @@ class Sandbox:
         """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
         async with self._disk_looking:
             if time.monotonic() - self._disk_seen >= _DISK_FRESH:
-                self._disk_bytes = await asyncio.to_thread(_bytes_below, self.folder)
+                self._disk_bytes = await asyncio.to_thread(bytes_below, self.folder)
                 self._disk_seen = time.monotonic()
             return self._disk_bytes
 
@@ -562,14 +564,3 @@ def _ingress(config: SandboxConfig) -> dict[str, Any]:
     """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
     ingress = config.network.ingress if config.network else None
     return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}
-
-
-def _bytes_below(folder: Path) -> int:
-    """What lies in a folder, in bytes on disk. Its owner is hostile: `fwalk` holds every folder open while it looks,
-    so one that is swapped for a link leads nowhere. What vanishes meanwhile counts nothing."""
-    total = 0
-    for _, folders, files, fd in os.fwalk(folder, follow_symlinks=False):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-    return total

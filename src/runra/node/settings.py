@@ -87,6 +87,16 @@ class NodeSettings:
         return self.data_dir / "images"
 
     @property
+    def volumes_dir(self) -> Path:
+        """Where volumes' records are; the volumes themselves lie beside the sandboxes."""
+        return self.data_dir / "volumes"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """The same for snapshots."""
+        return self.data_dir / "snapshots"
+
+    @property
     def instance(self) -> str:
         """A short name for this node, the same after a restart: it keeps our cgroups apart from other nodes'."""
         return hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:8]

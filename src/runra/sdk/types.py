@@ -83,7 +83,8 @@ class SandboxConfig(contract.SandboxConfig):
 
     `resources` (`cpu` cores, `memory_mb`, `disk_mb`: MB), `env`, `workdir`, `timeout_ms` (longest time running, ms),
     `idle_timeout_ms` (paused after so long idle, ms), `metadata` (at most 20 keys), `network`, `auto_resume`,
-    `isolation`. Raises RunraError INVALID_REQUEST for a wrong type or name; the server checks the ranges.
+    `isolation`, `volumes` (each with `name`, `path` and perhaps `read_only`). Raises RunraError INVALID_REQUEST for a
+    wrong type or name; the server checks the ranges.
     """
 
     if not TYPE_CHECKING:
@@ -132,6 +133,7 @@ class SandboxOptions(TypedDict, total=False):
     network: contract.Network | Mapping[str, Any]
     auto_resume: bool
     isolation: str
+    volumes: Sequence[contract.VolumeMount | Mapping[str, Any]]
 
 
 class ExecOptions(Request):

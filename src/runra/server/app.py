@@ -30,6 +30,7 @@ from runra.server.ingress.front import Front
 from runra.server.ingress.hosts import Names
 from runra.server.ingress.ingress import Ingress
 from runra.server.ingress.tokens import Signer, load_secret
+from runra.server.keeping import Keeping
 from runra.server.measure import Measures
 from runra.server.nodeport import Node, Sandbox
 from runra.server.openapi import document
@@ -121,6 +122,7 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         signer = Signer(await asyncio.to_thread(load_secret, settings.data_dir / "preview-secret"))
         ports = Ports(store, events, names, signer)
         ingress = Ingress(settings, names, Door(node, ports, names), measures)
+        keeping = Keeping(store, node, settings.max_kept)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:
@@ -137,13 +139,16 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         await node.start()
         stack.push_async_callback(executions.close)
         await creates.reconcile()
+        await keeping.reconcile()
         await ports.load()
         alive = list(node.sandboxes.values())
         awake = [sandbox for sandbox in alive if sandbox.info().state == "running"]
         to_adopt |= {sandbox.id for sandbox in alive} - {sandbox.id for sandbox in awake}
         # Before the first call comes in: a retry must find its command, not start a second reader of it.
         await asyncio.gather(*(executions.adopt(sandbox) for sandbox in awake))
-        services = Services(settings, store, node, events, access, creates, executions, measures, ports, ingress)
+        services = Services(
+            settings, store, node, events, access, creates, executions, measures, ports, ingress, keeping
+        )
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)
         stack.push_async_callback(access.flush)

@@ -48,6 +48,7 @@ def _being_made(sandbox_id: str, config: SandboxConfig, organization_id: str) ->
         metadata=config.metadata,
         network=config.network.shown() if config.network else {},
         auto_resume=config.auto_resume,
+        volumes=[mount.model_dump(by_alias=True) for mount in config.volumes],
         isolation=config.isolation or "",
         created_at=now_iso(),
     )
@@ -114,11 +115,7 @@ class Creates:
             try:
                 earlier = await begin_create(self._store, being_made, key.id, remember, most)
             except TooMany:
-                raise RunraError(
-                    "RESOURCE_EXHAUSTED",
-                    f"this API key may hold {most} sandboxes at once and does; terminate one, or use another key",
-                    details={"limits": {"maxSandboxes": most}},
-                ) from None
+                raise _too_many(most) from None
             if earlier is not None:
                 assert remember is not None
                 _same_body(earlier.body_hash, remember.body_hash, remember.idempotency_key)
@@ -142,6 +139,37 @@ class Creates:
         if sandbox.info() != info:
             await self.keep(sandbox)
         return info.to_wire()
+
+    async def fork(self, key: Key, source: Sandbox, count: int) -> list[SandboxInfo]:
+        """Copies of a sandbox, all of them running; when one cannot be made there is none."""
+        config = source.config
+        Access.require_limits(key, config)
+        most = key.limits.max_sandboxes if key.limits else None
+        ids = [new_id("sb") for _ in range(count)]
+        self._making.update(ids)
+        try:
+            try:
+                for each in ids:
+                    await begin_create(self._store, _being_made(each, config, key.organization_id), key.id, None, most)
+                async with asyncio.timeout(self._deadline_s):
+                    made = await self._node.fork(source.id, ids)
+            except BaseException as error:
+                for each in ids:
+                    await drop_create(self._store, each)
+                if isinstance(error, TooMany):
+                    raise _too_many(most) from None
+                if isinstance(error, TimeoutError):
+                    raise _late(self._deadline_s) from None
+                raise
+            infos = [sandbox.info() for sandbox in made]
+            for info in infos:
+                await save(self._store, info)
+        finally:
+            self._making.difference_update(ids)
+        for sandbox, info in zip(made, infos, strict=True):
+            if sandbox.info() != info:
+                await self.keep(sandbox)
+        return infos
 
     async def keep(self, sandbox: Sandbox) -> None:
         """Write a sandbox's row after a change; the node awaits this."""
@@ -183,6 +211,14 @@ def _same_body(first: str, second: str, idempotency_key: str) -> None:
             f"Idempotency-Key {idempotency_key!r} was used with another body within 24 h; use a new key for a new call",
             details={"field": "Idempotency-Key", "value": idempotency_key},
         )
+
+
+def _too_many(most: int | None) -> RunraError:
+    return RunraError(
+        "RESOURCE_EXHAUSTED",
+        f"this API key may hold {most} sandboxes at once, and this would be more; terminate some, or use another key",
+        details={"limits": {"maxSandboxes": most}},
+    )
 
 
 def _late(deadline_s: float) -> RunraError:

@@ -10,6 +10,7 @@ from runra.server.access import Access
 from runra.server.creates import Creates
 from runra.server.executions import Executions
 from runra.server.ingress.ingress import Ingress
+from runra.server.keeping import Keeping
 from runra.server.measure import Measures
 from runra.server.nodeport import Node
 from runra.server.ports import Ports
@@ -29,5 +30,6 @@ class Services:
     measures: Measures
     ports: Ports
     ingress: Ingress
+    keeping: Keeping
     #: Set when the server begins to stop: open streams end then, and their clients reconnect elsewhere or later.
     closing: asyncio.Event = field(default_factory=asyncio.Event)

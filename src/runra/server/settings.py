@@ -66,6 +66,8 @@ class ServerSettings:
     registries: Path | None = None
     #: How long a stopping server waits for calls in flight.
     shutdown_s: float = 10.0
+    #: The most snapshots, and the most volumes, one organization may keep.
+    max_kept: int = 1000
     #: Terminated sandboxes stay listed this long.
     keep_terminated_days: int = 30
     access_log: bool = False

@@ -29,7 +29,7 @@ from runra.node.agent.frames import (
     unpack_fields,
 )
 from runra.node.agent.process import AgentProcess
-from runra.node.agent.tunnel import Tunnel, TunnelChannel
+from runra.node.agent.tunnel import EARLY, Tunnel, TunnelChannel
 from runra.node.agent.types import AgentLost, ExecSpec, ProcessStatus
 
 #: Seconds the agent has to answer a request.
@@ -233,8 +233,10 @@ class AgentLink:
             found.append(status)
         return sorted(found, key=lambda status: (status.started_at_ms, status.pid))
 
-    async def connect_port(self, port: int) -> Tunnel:
-        """Connect to a TCP port on the sandbox's own loopback, 127.0.0.1 first, then ::1. The caller closes it.
+    async def connect_port(self, port: int, first: bytes = b"") -> Tunnel:
+        """Connect to a TCP port on the sandbox's own loopback: 127.0.0.1, else ::1. The caller closes it.
+
+        `first` is written to it, without waiting for the connection before.
 
         Raises INVALID_STATE with `details.reason` `port_closed` when nothing listens there, RESOURCE_EXHAUSTED beyond
         1,024 connections, INVALID_REQUEST outside 1024–65535; AgentLost when the agent does not answer.
@@ -243,10 +245,18 @@ class AgentLink:
             raise RunraError("INVALID_REQUEST", f"port {port}: must be between 1024 and 65535")
         payload = pack_fields([(Field.PORT, port), (Field.WINDOW, WINDOW)])
         channel = TunnelChannel(self, self._new_stream(), {"port": port})
-        self._open(channel, Ask.CONNECT, payload)
+        early = first[:EARLY]
+        channel.early = len(early)
+        self._open(channel, Ask.CONNECT, payload, pack(Ask.DATA, channel.stream, early) if early else b"")
         try:
             await self.reply(channel.started, lambda: None)
-            return Tunnel(channel, port)
+            tunnel = Tunnel(channel, port)
+            if len(first) > EARLY:
+                await tunnel.write(first[EARLY:], REPLY_TIMEOUT)
+            return tunnel
+        except TimeoutError:
+            channel.leave()
+            raise AgentLost(f"port {port} took nothing within {REPLY_TIMEOUT:g} s") from None
         except BaseException:
             channel.leave()
             raise
@@ -301,10 +311,10 @@ class AgentLink:
 
     # --- inside ---
 
-    def _open(self, channel: Channel, kind: Ask, payload: bytes) -> None:
+    def _open(self, channel: Channel, kind: Ask, payload: bytes, also: bytes = b"") -> None:
         self.check()
         self._streams[channel.stream] = channel
-        self.send(pack(kind, channel.stream, payload))
+        self.send(pack(kind, channel.stream, payload) + also)
 
     async def _start(self, kind: Ask, payload: bytes, about: dict[str, Any]) -> AgentProcess:
         channel = self.open_channel(kind, payload, about)

@@ -8,11 +8,13 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.agent.channel import Channel
-from runra.node.agent.frames import Frame, ProtocolError, Tell
+from runra.node.agent.frames import Fields, Frame, ProtocolError, Tell
 from runra.node.agent.types import AgentLost
 
 #: Most bytes of one `read`.
 _MOST: Final = 256 << 10
+#: Bytes that may go out with CONNECT, before the agent has said how much it takes.
+EARLY: Final = 16 << 10
 
 
 class TunnelChannel(Channel):
@@ -22,6 +24,8 @@ class TunnelChannel(Channel):
     ended = False
     #: Both sides have ended, and with them the stream.
     done = False
+    #: Bytes that went out with CONNECT.
+    early = 0
 
     def frame(self, frame: Frame) -> None:
         kind = frame.type
@@ -38,6 +42,12 @@ class TunnelChannel(Channel):
         else:
             raise ProtocolError(f"{Tell(kind).name} on a tunnel's stream")
         self._wake()
+
+    def _start(self, fields: Fields) -> None:
+        super()._start(fields)
+        self._credit -= self.early
+        if self._credit < 0:
+            raise ProtocolError("a window smaller than any agent's")
 
     @property
     def over(self) -> bool:

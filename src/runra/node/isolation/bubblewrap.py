@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from runra.errors import RunraError
@@ -60,6 +60,7 @@ class Bubblewrap:
     """Isolation by bubblewrap."""
 
     name = "bubblewrap"
+    keeps_writes = False
     networked = True
 
     def __init__(self, launcher: Launcher) -> None:
@@ -115,6 +116,11 @@ class Bubblewrap:
         for path in self._masked:
             arguments += ["--ro-bind", "/dev/null", path]
         arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]
+        for number, volume in enumerate(box.volumes):
+            source = f"{STAGE}/volume{number}" if staged else str(volume.source)
+            for parent in reversed(PurePosixPath(volume.path).parents[:-1]):
+                arguments += ["--perms", "0755", "--dir", str(parent)]  # where missing; bwrap's own would be 0700
+            arguments += ["--ro-bind" if volume.read_only else "--bind", source, volume.path]
         arguments += ["--ro-bind", f"{STAGE}/agent" if staged else str(self._agent), AGENT]
         for capability in CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]

@@ -8,6 +8,7 @@ sees the sandbox's root and nothing else. The keeper's end is the sandbox's end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -94,6 +95,7 @@ class Gvisor:
     """Isolation by gVisor."""
 
     name = "gvisor"
+    keeps_writes = True
     networked = False
 
     def __init__(self, launcher: Launcher, runsc: Runsc, max_pids: int) -> None:
@@ -109,10 +111,7 @@ class Gvisor:
 
     def prepare(self, box: Box) -> None:
         self._stage.make_layers(box)
-        tmp = box.folder / "upper0/tmp"
-        tmp.mkdir()
-        tmp.chmod(0o1777)
-        (tmp / _TMP_MARK).mkdir()
+        _mark_tmp(box.folder / "upper0")
         bundle = box.folder / "bundle"
         bundle.mkdir()
         bundle.chmod(0o755)
@@ -168,9 +167,38 @@ class Gvisor:
                     {"destination": where, "type": "bind", "source": f"{STAGE}/{name}", "options": ["ro", "bind"]}
                     for where, name in given.items()
                 ),
+                *(
+                    {
+                        "destination": volume.path,
+                        "type": "bind",
+                        "source": f"{STAGE}/volume{number}",
+                        "options": ["ro" if volume.read_only else "rw", "bind", "nosuid", "nodev"],
+                    }
+                    for number, volume in enumerate(box.volumes)
+                ),
             ],
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
         }
+
+
+def _mark_tmp(upper: Path) -> None:
+    """Make /tmp in a sandbox's layer, with the mark; in a copy of a sandbox there is what its owner made of it, and no
+    link of theirs is followed."""
+    fresh = False
+    with contextlib.suppress(FileExistsError):
+        (upper / "tmp").mkdir()
+        fresh = True
+    try:
+        tmp = os.open(upper / "tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if fresh:
+            os.fchmod(tmp, 0o1777)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_TMP_MARK, dir_fd=tmp)
+    finally:
+        os.close(tmp)
 
 
 def _memory(where: str, options: str) -> dict[str, Any]:

@@ -112,17 +112,22 @@ def _model(data: Mapping[str, Any], seconds: float) -> Iterator[Point]:
         "gen_ai.provider.name": text(data.get("provider")),
         "gen_ai.request.model": text(data.get("model")),
     }
-    for field, kind in (("inputTokens", "input"), ("outputTokens", "output")):
-        if number(data.get(field)):
-            yield TOKENS, number(data.get(field)), {**model, "gen_ai.token.type": kind}
+    for count, kind in ((input_tokens(data), "input"), (number(data.get("outputTokens")), "output")):
+        if count:
+            yield TOKENS, count, {**model, "gen_ai.token.type": kind}
     if seconds:
         yield CALLS, seconds, model
-    if number(data.get("amount")):
+    if number(data.get("cost")):
         labels = {
             "gen_ai.request.model": model["gen_ai.request.model"],
             "currency": text(data.get("currency") or "USD"),
         }
-        yield COST, number(data.get("amount")), labels
+        yield COST, number(data.get("cost")), labels
+
+
+def input_tokens(data: Mapping[str, Any]) -> float:
+    """All that the model read: the conventions count the cache's tokens in."""
+    return sum(number(data.get(field)) for field in ("inputTokens", "cacheReadTokens", "cacheWriteTokens"))
 
 
 def number(value: Any) -> float:

@@ -199,6 +199,7 @@ class OtelExporter:
             if "metrics" in self._signals:
                 for metric, value, labels in self._meter.points(event):
                     self._instruments[metric.name](value, dict(labels))
+        self._spans.rest()
         spans = self._ended.take()
         requests: list[tuple[Signal, Any]] = []
         if spans and "traces" in self._signals:

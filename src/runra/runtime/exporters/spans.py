@@ -17,12 +17,14 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from opentelemetry.trace import Span as ApiSpan
 
 from runra.events import Event
-from runra.runtime.exporters.metrics import number, text
+from runra.runtime.exporters.metrics import input_tokens, number, text
 
 #: Open traces, and open spans of one: beyond it the oldest are ended. A sandbox may start commands without end.
 _MOST_TRACES: Final = 1_000
 _MOST_OPEN: Final = 1_000
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
+#: A trace without an event for so long is over, unless something in it is still open.
+_QUIET_NS: Final = 300 * 10**9
 _UNFINISHED: Final = "runra.unfinished"
 
 
@@ -56,6 +58,8 @@ class _Trace:
     def __init__(self, root: ApiSpan) -> None:
         self.root = root
         self.ended = False
+        self.latest = 0
+        self.agent = False
         self.turn: ApiSpan | None = None
         self.turn_mark: Any = None
         self.turns = 0
@@ -86,7 +90,12 @@ class SpanMaker:
         """Take an event in; the context of the span it belongs to."""
         self._now = moment(event.timestamp)
         trace = self._trace(event)
+        trace.latest = self._now
         topic = event.type.partition(".")[0]
+        if event.run_id and not trace.agent and (topic == "agent" or event.type == "cost.llm"):
+            trace.agent = True  # else it is only a program that uses sandboxes
+            trace.root.update_name("invoke_agent")
+            trace.root.set_attributes({"gen_ai.operation.name": "invoke_agent", "gen_ai.conversation.id": event.run_id})
         if topic == "exec":
             return self._exec(trace, event)
         if topic == "agent":
@@ -105,6 +114,14 @@ class SpanMaker:
             self._end(trace, finished=True)
         return context
 
+    def rest(self) -> None:
+        """End the traces that have been quiet for long: a run's end is not always told."""
+        for trace in self._traces.values():
+            if self._now - trace.latest <= _QUIET_NS:
+                break  # they lie in the order of their latest events
+            if not trace.ended and not trace.execs and not trace.tools:
+                self._end(trace, finished=True, at=trace.latest)
+
     def close(self) -> None:
         """End what is open."""
         for trace in self._traces.values():
@@ -122,12 +139,8 @@ class SpanMaker:
         self._ids.trace_id = _trace_id(event.trace_id, key)
         attributes = {"runra.sandbox.id": event.sandbox_id}
         if event.run_id:
-            attributes |= {
-                "gen_ai.operation.name": "invoke_agent",
-                "gen_ai.conversation.id": event.run_id,
-                "runra.run.id": event.run_id,
-            }
-        name = "invoke_agent" if event.run_id else "sandbox"
+            attributes["runra.run.id"] = event.run_id
+        name = "run" if event.run_id else "sandbox"
         try:
             root = self._tracer.start_span(name, Context(), attributes=attributes, start_time=self._now)
         finally:
@@ -137,20 +150,20 @@ class SpanMaker:
             self._end(self._traces.popitem(last=False)[1], finished=False)
         return trace
 
-    def _end(self, trace: _Trace, *, finished: bool) -> None:
+    def _end(self, trace: _Trace, *, finished: bool, at: int | None = None) -> None:
         """End the root and all that is open below it. It stays known: what comes late still joins the trace."""
         for span in (*trace.execs.values(), *trace.tools.values()):
             span.set_attribute(_UNFINISHED, True)
             span.end(self._now)
         trace.execs.clear()
         trace.tools.clear()
-        self._end_turn(trace)
+        self._end_turn(trace, at)
         if trace.ended:
             return
         trace.ended = True
         if not finished:
             trace.root.set_attribute(_UNFINISHED, True)
-        trace.root.end(self._now)
+        trace.root.end(self._now if at is None else at)
         trace.root = NonRecordingSpan(trace.root.get_span_context())  # all that late ones need
 
     def _began(self, data: Mapping[str, Any]) -> int:
@@ -177,10 +190,10 @@ class SpanMaker:
 
     def _exec(self, trace: _Trace, event: Event) -> SpanContext:
         data = event.data
-        key = (event.sandbox_id, str(data.get("pid")))
+        command = text(data.get("command"))
+        key = (event.sandbox_id, str(data.get("pid") or command))
         if event.type == "exec.streamed":
             return (trace.execs.get(key) or trace.above).get_span_context()
-        command = text(data.get("command"))
         span = trace.execs.pop(key, None) if event.type != "exec.started" else None
         if span is None:  # it begins, or its beginning was not seen
             above = trace.tools.get(text(data.get("toolCallId"))) or trace.above
@@ -279,9 +292,9 @@ class SpanMaker:
         assert trace.turn is not None
         return trace.turn
 
-    def _end_turn(self, trace: _Trace) -> None:
+    def _end_turn(self, trace: _Trace, at: int | None = None) -> None:
         if trace.turn is not None:
-            trace.turn.end(self._now)
+            trace.turn.end(self._now if at is None else at)
             trace.turn = None
 
     def _call(self, trace: _Trace, event: Event) -> SpanContext:
@@ -292,13 +305,19 @@ class SpanMaker:
             "gen_ai.provider.name": data.get("provider"),
             "gen_ai.request.model": model,
             "gen_ai.response.model": model,
-            "gen_ai.usage.input_tokens": data.get("inputTokens"),
-            "gen_ai.usage.output_tokens": data.get("outputTokens"),
-            "runra.cost.amount": data.get("amount"),
+            "gen_ai.usage.input_tokens": int(input_tokens(data)),
+            "gen_ai.usage.output_tokens": int(number(data.get("outputTokens"))),
+            "gen_ai.usage.cache_read.input_tokens": data.get("cacheReadTokens"),
+            "gen_ai.usage.cache_creation.input_tokens": data.get("cacheWriteTokens"),
+            "gen_ai.usage.reasoning.output_tokens": data.get("reasoningTokens"),
+            "runra.cost.amount": data.get("cost"),
             "runra.cost.currency": data.get("currency"),
+            "error.type": data.get("error"),
         }
         start = self._began(data)
         span = self._start(trace.turn or trace.root, f"chat {model[:60]}", attributes, start, SpanKind.CLIENT)
+        if data.get("error"):
+            span.set_status(Status(StatusCode.ERROR, text(data.get("error"))))
         span.end(self._now)
         return span.get_span_context()
 

@@ -62,8 +62,9 @@ class Ingress:
             tunnel.abort(_STOPPING)
 
     @asynccontextmanager
-    async def tunnel(self, admitted: Admitted) -> AsyncIterator[Tunnel]:
-        """A connection to the port. While it lives the sandbox is active; a paused one with autoResume is resumed."""
+    async def tunnel(self, admitted: Admitted, first: bytes) -> AsyncIterator[Tunnel]:
+        """A connection to the port, on which `first` has been said. While it lives the sandbox is active; a paused one
+        with autoResume is resumed."""
         sandbox, exposed = admitted.sandbox, admitted.exposed
         if self._open[sandbox.id] >= self.settings.preview_connections:
             raise Refusal(
@@ -71,7 +72,7 @@ class Ingress:
             )
         self._open[sandbox.id] += 1
         try:
-            async with sandbox.use() as link, await link.connect_port(exposed.row.port) as tunnel:
+            async with sandbox.use() as link, await link.connect_port(exposed.row.port, first) as tunnel:
                 exposed.connections.add(tunnel)
                 try:
                     yield tunnel
@@ -150,9 +151,9 @@ class _Relay:
             return
         client = scope["client"][0] if scope.get("client") else "unknown"
         head = [*self._ingress.inward(admitted, self._headers, client, body), (b"connection", b"close")]
-        async with self._ingress.tunnel(admitted) as tunnel:
-            exchange = Exchange(tunnel, self._idle_s)
-            await exchange.ask(method, admitted.target, head)
+        exchange = Exchange(method, admitted.target, head, self._idle_s)
+        async with self._ingress.tunnel(admitted, exchange.head) as tunnel:
+            exchange.over(tunnel)
             upload = asyncio.get_running_loop().create_task(self._upload(exchange, tunnel))
             try:
                 await self._answer(exchange, tunnel)
@@ -201,9 +202,8 @@ class _Relay:
         headers = outward(given, bodiless=self.status in _BODILESS)
         await self._out({"type": "http.response.start", "status": self.status, "headers": headers})
         async with contextlib.aclosing(exchange.body()) as pieces:
-            async for piece in pieces:
-                await self._out({"type": "http.response.body", "body": piece, "more_body": True})
-        await self._out({"type": "http.response.body", "body": b"", "more_body": False})
+            async for piece, last in pieces:
+                await self._out({"type": "http.response.body", "body": piece, "more_body": not last})
 
     async def _out(self, message: Any) -> None:
         """To the client, as fast as it reads. One that reads nothing for too long is cut off."""

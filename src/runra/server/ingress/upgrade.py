@@ -67,9 +67,9 @@ class Upgrade:
             return
         head = self._ingress.inward(admitted, self._headers, self._client, None)
         head += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
-        async with self._ingress.tunnel(admitted) as tunnel:
-            exchange = Exchange(tunnel, self._idle_s)
-            await exchange.ask(method, admitted.target, head)
+        exchange = Exchange(method, admitted.target, head, self._idle_s)
+        async with self._ingress.tunnel(admitted, exchange.head) as tunnel:
+            exchange.over(tunnel)
             await exchange.end()
             response = await exchange.answer()
             headers = outward([(bytes(name), bytes(value)) for name, value in response.headers], bodiless=False)
@@ -83,7 +83,7 @@ class Upgrade:
     async def _refused(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """The server inside wants no WebSocket: its own answer, which ends with the connection."""
         self._head(status, [*headers, (b"connection", b"close")])
-        async for piece in exchange.body():
+        async for piece, _ in exchange.body():
             await self._out(piece)
 
     async def _both(self, first: bytes, tunnel: Tunnel) -> None:

@@ -39,19 +39,21 @@ class Exchange:
     """A request, and its answer. One exchange a connection: a server inside that confuses two of them cannot give one
     visitor's answer to another."""
 
-    def __init__(self, tunnel: Tunnel, idle_s: float) -> None:
-        self._tunnel = tunnel
+    def __init__(self, method: str, target: bytes, headers: Headers, idle_s: float) -> None:
+        """Refusal 400 for what HTTP/1.1 cannot say."""
         self._idle_s = idle_s
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_HEAD)
-
-    async def ask(self, method: str, target: bytes, headers: Headers) -> None:
-        """Send the head. Refusal 400 for what HTTP/1.1 cannot say."""
         try:
             raw = self._http.send(h11.Request(method=method, target=target, headers=headers))
         except h11.LocalProtocolError as error:
             raise Refusal("bad_request", f"The request cannot be passed on: {error}", 400, "INVALID_REQUEST") from None
         assert raw is not None
-        await self._tunnel.write(raw, self._idle_s)
+        #: The request's head as it goes out.
+        self.head: bytes = raw
+
+    def over(self, tunnel: Tunnel) -> None:
+        """Go on over this connection, on which the head went out."""
+        self._tunnel = tunnel
 
     async def send(self, data: bytes) -> None:
         """A piece of the body; waits as long as the server inside takes it."""
@@ -77,8 +79,9 @@ class Exchange:
             break
         raise _bad("no final answer")
 
-    async def body(self) -> AsyncGenerator[bytes, None]:
-        """The answer's body, decoded, in pieces of what has come. Raises when it is cut short."""
+    async def body(self) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """The answer's body, decoded, in pieces of what has come, and whether each is the last. Raises when it is cut
+        short."""
         parts: list[bytes] = []
         while True:
             event = self._next()
@@ -87,14 +90,13 @@ class Exchange:
             elif event is h11.NEED_DATA and not parts:
                 await self._receive()
             elif event is h11.NEED_DATA:
-                yield parts[0] if len(parts) == 1 else b"".join(parts)
+                yield parts[0] if len(parts) == 1 else b"".join(parts), False
                 parts = []
-            else:
-                if parts:
-                    yield b"".join(parts)
-                if not isinstance(event, h11.EndOfMessage):
-                    raise _bad("an answer without an end")
+            elif isinstance(event, h11.EndOfMessage):
+                yield b"".join(parts), True
                 return
+            else:
+                raise _bad("an answer without an end")
 
     def beyond(self) -> bytes:
         """After 101: what came behind its head."""

@@ -236,9 +236,10 @@ def _items(role: str, blocks: list[Block]) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = []
     for block in blocks:
         match block:
+            case TextBlock() if role == "assistant":  # as plain text: its parts would need the ids they once had
+                items.append({"type": "message", "role": role, "content": block.text})
             case TextBlock():
-                kind = "output_text" if role == "assistant" else "input_text"
-                _say(items, role, {"type": kind, "text": block.text})
+                _say(items, role, {"type": "input_text", "text": block.text})
             case ImageBlock():
                 _say(items, role, {"type": "input_image", "image_url": image_url(block)})
             case ThinkingBlock():

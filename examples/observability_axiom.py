@@ -1,0 +1,22 @@
+"""Events to the dataset runra-events of Axiom. Set AXIOM_TOKEN. Start a server first: `runra serve`."""
+
+import asyncio
+from typing import Any
+
+from runra.runtime import Runra
+
+OBSERVABILITY: dict[str, Any] = {
+    "provider": "axiom",
+    "dataset": "runra-events",
+    "onError": lambda error: print("axiom:", error),
+}
+
+
+async def main() -> None:
+    async with Runra(sandbox={"provider": "runra-sandbox"}, observability=OBSERVABILITY) as runra:
+        sandbox = await runra.create_sandbox(image="host")
+        print((await sandbox.exec("echo hello from $(hostname)")).stdout, end="")
+        await sandbox.terminate()
+
+
+asyncio.run(main())
