@@ -230,10 +230,11 @@ class HttpProxy:
             raise Refusal(502, f"{route.name}:{route.port} does not answer: {error}", route.name) from None
         try:
             if secret is None:
-                reader, writer = await asyncio.open_connection(sock=link)
+                reader, writer = await asyncio.open_connection(sock=link, limit=sockets.CHUNK)
             else:
                 reader, writer = await asyncio.open_connection(
                     sock=link,
+                    limit=sockets.CHUNK,
                     ssl=self._trust,
                     server_hostname=route.name,
                     ssl_handshake_timeout=_TLS_TIMEOUT,
