@@ -96,7 +96,7 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
             "currency": "of the cost",
             "totalCost": "of the run so far",
             "error": "why it failed",
-            "turn": "number of the turn",
+            "turn": "false for a call beside the agent's own work",
             "durationMs": "how long the call took",
         },
     ),
