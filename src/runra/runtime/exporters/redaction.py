@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from runra.events import Event
@@ -56,6 +57,7 @@ _LONGEST_NAME: Final = 256
 _LARGEST_INT: Final = 2**63
 
 
+@lru_cache(maxsize=4_096)
 def is_secret_name(name: str) -> bool:
     """Whether text under this name (of a field, header or environment variable) is to be kept back."""
     return _SECRET_NAME.search(name) is not None
