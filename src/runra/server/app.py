@@ -35,6 +35,7 @@ from runra.server.measure import Measures
 from runra.server.nodeport import Node, Sandbox
 from runra.server.openapi import document
 from runra.server.ports import Ports
+from runra.server.resources import tell_resources
 from runra.server.routes import ALL
 from runra.server.routing import PREFIX
 from runra.server.services import Services
@@ -151,6 +152,9 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         )
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)
+        if settings.resource_events_s > 0:
+            teller = asyncio.get_running_loop().create_task(tell_resources(node, events, settings.resource_events_s))
+            stack.push_async_callback(_end, teller)
         stack.push_async_callback(access.flush)
         stack.callback(services.closing.set)
         stack.callback(ingress.stop)

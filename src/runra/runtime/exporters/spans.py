@@ -13,7 +13,15 @@ from typing import Any, Final
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    set_span_in_context,
+)
 from opentelemetry.trace import Span as ApiSpan
 
 from runra.events import Event
@@ -89,6 +97,8 @@ class SpanMaker:
     def add(self, event: Event) -> SpanContext:
         """Take an event in; the context of the span it belongs to."""
         self._now = moment(event.timestamp)
+        if not event.run_id and not event.sandbox_id:  # of the server, such as an image's
+            return INVALID_SPAN_CONTEXT
         trace = self._trace(event)
         trace.latest = self._now
         topic = event.type.partition(".")[0]
