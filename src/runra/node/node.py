@@ -314,10 +314,7 @@ class Node:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
         resolve = (
-            resolve
-            or self.resolvers.get(name)
-            or self.resolvers.get(name.partition(":")[0] + ":")
-            or self.images.root
+            resolve or self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
         )
         async with AsyncExitStack() as held:
             try:
@@ -357,11 +354,7 @@ class Node:
         record = sandbox.record
         place = await self._network.take()
         try:
-            try:
-                guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
-            except BaseException:
-                self._network.discard(place)
-                raise
+            guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
             record.network_index = place.index
             sandbox.connect(self._network, guest)
             yield place
