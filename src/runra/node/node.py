@@ -331,11 +331,7 @@ class Node:
         record = sandbox.record
         place = await self._network.take()
         try:
-            try:
-                guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
-            except BaseException:
-                self._network.discard(place)
-                raise
+            guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
             record.network_index = place.index
             sandbox.connect(self._network, guest)
             yield place

@@ -374,6 +374,9 @@ class Sandbox:
 
         Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
         """
+        await self._own(self._update_network(network))
+
+    async def _update_network(self, network: Network) -> None:
         async with self._turn:
             if self.record.state == "terminated":
                 raise self._ended()

@@ -281,6 +281,9 @@ def _host_of(request: h11.Request) -> str:
 
 
 def _wants_upgrade(headers: Any) -> bool:
+    """To a WebSocket. Any other protocol, HTTP/2 above all, would carry requests that nobody judges."""
+    if [value.lower() for name, value in headers if name == b"upgrade"] != [b"websocket"]:
+        return False
     tokens = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
     return b"upgrade" in (token.strip() for token in tokens)
 
