@@ -25,9 +25,10 @@ install: $(NATIVE) ## .venv with everything in it, C parts compiled; what the ma
 demo: install ## a server of its own and the main job, with real output
 	@$(BIN)/python examples/demo.py
 
-test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan
+test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan, the parsers fuzzed for a while
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
+	fuzz/run.sh 20
 
 attacks: install ## only the attacks on the walls
 	$(BIN)/python -m pytest -n $(WORKERS) tests/attacks
@@ -59,6 +60,7 @@ generate: install ## what is made from other sources: both sync halves, the tabl
 bench: install ## the table of benchmarks/
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/ingress.py
+	$(BIN)/python benchmarks/snapshots.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

@@ -25,7 +25,9 @@ from pathlib import Path
 from runra.server.main import serve
 from runra.server.settings import ServerSettings
 home = Path(sys.argv[1])
-serve(ServerSettings(port=int(sys.argv[2]), data_dir=home / "data", client_config=home / "config.json"))
+# Images are what is here: a test asks no registry of the world's.
+settings = {"data_dir": home / "data", "client_config": home / "config.json", "pull_on_create": False}
+serve(ServerSettings(port=int(sys.argv[2]), **settings))
 """
 
 

@@ -14,8 +14,10 @@ from runra.cli import (
     examination,
     execution,
     images,
+    keeping,
     keys,
     lifecycle,
+    network,
     ports,
     serving,
     terminal,
@@ -86,10 +88,24 @@ _add(app, "cp", copying.cp)
 _add(app, "pause", lifecycle.pause)
 _add(app, "resume", lifecycle.resume)
 _add(app, "rm", lifecycle.rm)
+_add(app, "network", network.network)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
 
+_add(app, "fork", keeping.fork)
+
+snapshot = typer.Typer(help="Keep a sandbox's files, list and delete.", no_args_is_help=True, rich_markup_mode=None)
+_add(snapshot, "create", keeping.snapshot_create)
+_add(snapshot, "ls", keeping.snapshot_ls)
+_add(snapshot, "rm", keeping.snapshot_rm)
+app.add_typer(snapshot, name="snapshot")
+
+volume = typer.Typer(help="Make, list and delete volumes.", no_args_is_help=True, rich_markup_mode=None)
+_add(volume, "create", keeping.volume_create)
+_add(volume, "ls", keeping.volume_ls)
+_add(volume, "rm", keeping.volume_rm)
+app.add_typer(volume, name="volume")
 config = typer.Typer(
     help="The runtime's options, and where each comes from.", no_args_is_help=True, rich_markup_mode=None
 )

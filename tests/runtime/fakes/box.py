@@ -33,6 +33,7 @@ class Box:
             (root / name).mkdir(parents=True)
         (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n")
         (root / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+        (root / ".box").touch()
         told, tell = os.pipe()
         holder = await asyncio.create_subprocess_exec(
             str(_BWRAP), "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--die-with-parent",
@@ -45,8 +46,8 @@ class Box:
         with os.fdopen(told) as pipe:
             pid = json.loads(await asyncio.to_thread(pipe.read))["child-pid"]
         box = cls(root, holder, pid)
-        for _ in range(200):  # until its root is in place
-            done = await (await box.run(["/usr/bin/test", "-e", "/proc/self/stat"], {}, "/")).wait()
+        for _ in range(200):  # until its root is in place: the last thing bwrap does before the program
+            done = await (await box.run(["/usr/bin/test", "-e", "/.box"], {}, "/")).wait()
             if done == 0:
                 return box
             await asyncio.sleep(0.02)

@@ -35,6 +35,8 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _ACCEPT: Final = ", ".join((*INDEXES, *MANIFESTS))
 _REDIRECTS: Final = 5
 _ATTEMPTS: Final = 5
+#: Seconds before the second attempt; each further one waits three times as long.
+FIRST_WAIT = 0.2
 _MOST_TOKEN: Final = 1 << 20
 #: Longest wait a registry may ask for before we give up instead, in seconds.
 _MOST_PATIENCE: Final = 30.0
@@ -145,7 +147,7 @@ class Registry:
             except TryAgain as again:
                 if progress() > reached:
                     attempt, reached = 0, progress()
-                wait = again.wait if again.wait is not None else 0.2 * 3**attempt
+                wait = again.wait if again.wait is not None else FIRST_WAIT * 3**attempt
                 attempt += 1
                 if attempt == _ATTEMPTS or wait > _MOST_PATIENCE:
                     raise again.error from None
