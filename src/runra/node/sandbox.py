@@ -374,6 +374,9 @@ class Sandbox:
 
         Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
         """
+        await self._own(self._update_network(network))
+
+    async def _update_network(self, network: Network) -> None:
         async with self._turn:
             if self.record.state == "terminated":
                 raise self._ended()
@@ -416,9 +419,9 @@ class Sandbox:
             if self.record.state not in ("running", "paused"):
                 self._require_running()
             running = self.record.state == "running"
-            if running:
-                await self._freeze()
             try:
+                if running:
+                    await self._freeze()  # a caller that gives up while it freezes must not leave it frozen
                 yield
             finally:
                 if running:
