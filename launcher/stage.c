@@ -3,9 +3,12 @@
  * Options, as KEY VALUE… words before "--":
  *   nested N                 before ids: how many user namespaces a user may make inside; none without this
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
- *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are
+ *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are;
+ *                            idmap-ro, plain-ro: and read-only, which nothing inside can lift
  *   cgroup FILE              enter the cgroup with this cgroup.procs
- *   netns                    enter the network namespace that is the last attached descriptor
+ *   netns                    enter the network namespace that is the last attached descriptor; with keep, move what is
+ *                            in it to one that the user namespace owns
+ *   files N                  how many descriptors a process may have
  *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
@@ -35,6 +38,8 @@
 
 #define MOUNTS_MAX 160 /* an image may have 127 layers */
 #define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
+#define FILES_USUAL 65536 /* descriptors a process has without asking for more */
+#define FILES_MAX (1 << 20)
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
 
 struct mount_request {
@@ -105,13 +110,22 @@ static int make_userns(unsigned base, unsigned count, const char *nested) {
     return fd;
 }
 
-static int open_source(const char *source, bool idmap, int userns, bool *folder) {
+static bool known_kind(const char *kind) {
+    static const char *const kinds[] = {"idmap", "plain", "idmap-ro", "plain-ro"};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kind, kinds[i]) == 0) return true;
+    return false;
+}
+
+static int open_source(const char *source, const char *kind, int userns, bool *folder) {
+    bool idmap = strncmp(kind, "idmap", 5) == 0;
     int tree = (int)syscall(SYS_open_tree, AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
     if (tree < 0) fail("open", source);
     struct stat about;
     if (fstat(tree, &about) < 0) fail("stat", source);
     *folder = S_ISDIR(about.st_mode);
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    if (strcmp(kind + 5, "-ro") == 0) attributes.attr_set |= MOUNT_ATTR_RDONLY;
     if (idmap) {
         attributes.attr_set |= MOUNT_ATTR_IDMAP;
         attributes.userns_fd = (__u64)userns;
@@ -189,7 +203,9 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     int mount_count = 0, overlay_count = 0;
     int userns = -1;
     bool keep = false;
+    int netns = -1;
     const char *nested = "0";
+    rlim_t files = FILES_MAX;
     for (char **word = words; *word;) {
         if (strcmp(word[0], "ids") == 0 && word[1] && word[2]) {
             base = (unsigned)strtoul(word[1], NULL, 10);
@@ -198,19 +214,23 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 fail("make", "mount namespace");
             word += 3;
-        } else if (strcmp(word[0], "mount") == 0 && word[1] && word[2] && word[3] && mount_count < MOUNTS_MAX) {
+        } else if (strcmp(word[0], "mount") == 0 && word[1] && known_kind(word[1]) && word[2] && word[3] &&
+                   mount_count < MOUNTS_MAX) {
             struct mount_request *request = &mounts[mount_count++];
             request->name = word[3];
-            request->tree = open_source(word[2], strcmp(word[1], "idmap") == 0, userns, &request->folder);
+            request->tree = open_source(word[2], word[1], userns, &request->folder);
             word += 4;
         } else if (strcmp(word[0], "cgroup") == 0 && word[1]) {
             write_file(word[1], "0");
             word += 2;
         } else if (strcmp(word[0], "netns") == 0 && fd_count > 3) {
-            if (setns(fds[--fd_count], CLONE_NEWNET) < 0) fail("enter", "network namespace");
+            netns = fds[--fd_count];
             word += 1;
         } else if (strcmp(word[0], "nested") == 0 && word[1]) {
             nested = word[1];
+            word += 2;
+        } else if (strcmp(word[0], "files") == 0 && word[1]) {
+            files = strtoul(word[1], NULL, 10);
             word += 2;
         } else if (strcmp(word[0], "keep") == 0) {
             keep = true;
@@ -223,6 +243,10 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             fail("read", word[0]);
         }
     }
+    if (netns >= 0 && keep && userns >= 0)
+        hand_over_network(netns, userns);
+    else if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
+        fail("enter", "network namespace");
     if (mount_count) attach_mounts(mounts, mount_count);
     if (keep) {
         make_point(STAGE "/root", true);
@@ -231,7 +255,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     lay_out(fds, fd_count, userns);
     error_fd = STDERR_FILENO;
     limit(RLIMIT_CORE, 0, 0);
-    limit(RLIMIT_NOFILE, 65536, 1048576);
+    limit(RLIMIT_NOFILE, files < FILES_USUAL ? files : FILES_USUAL, files);
     limit(RLIMIT_MEMLOCK, MEMLOCK_BYTES, MEMLOCK_BYTES);
     if (chdir("/") < 0) fail("chdir", "/");
     umask(022);
@@ -241,7 +265,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
-    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count);
+    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);
     fail("exec", argv[0]);

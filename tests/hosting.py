@@ -73,9 +73,11 @@ class Host:
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if data in line]
         mounts = [line for line in mounts if f" {data}/sandboxes " not in line]  # the disk they all lie on
         home = Path(data, "sandboxes")
+        # Volumes and snapshots are meant to stay; they lie in folders of their own there.
+        kept = (".trash", ".volumes", ".snapshots")
         folders = [path.name for folder in (home, home / ".trash") if folder.exists() for path in folder.iterdir()]
+        folders = [name for name in folders if name not in kept]
         folders += [path.name for path in Path(data, "records").iterdir()]
-        folders.remove(".trash") if ".trash" in folders else None
         return {"processes": processes, "mounts": mounts, "cgroups": groups, "folders": folders}
 
 
@@ -94,8 +96,6 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float 
 
 async def start_host(data_dir: Path, **settings: Any) -> Host:
     log = EventLog()
-    import os
-    settings.setdefault("isolation", os.environ.get("WALL", "bubblewrap"))
     node = Node(NodeSettings(data_dir=data_dir, **settings), log)
     host = Host(node)
     await node.start()

@@ -111,3 +111,13 @@ def not_found(sandbox_id: str) -> RunraError:
         f"no sandbox {sandbox_id!r}; list yours with GET /v1/sandboxes",
         details={"sandboxId": sandbox_id},
     )
+
+
+def no_such(what: str, reference: str) -> RunraError:
+    """The answer for something kept (a snapshot, a volume) that does not exist or belongs to another tenant."""
+    return RunraError(
+        "INVALID_REQUEST",
+        f"no {what} {reference[:80]!r}; list yours with GET /v1/{what}s",
+        details={what: reference[:80]},
+        status=404,
+    )

@@ -207,7 +207,7 @@ async def test_neighbours_and_host_are_invisible(host: Host) -> None:
             "print(reach(socket.AF_UNIX, '\\0runra-neighbour'), reach(socket.AF_INET, ('127.0.0.1', 8123)))\n"
             "print(os.listdir('/dev/shm'), os.path.exists('/tmp/neighbour'))\n"
             "print(len([p for p in os.listdir('/proc') if p.isdigit()]))\n"
-            "for address in ('169.254.169.254', '10.0.0.1', '1.1.1.1'): print(reach(socket.AF_INET, (address, 80)))\n"
+            "for address in ('169.254.169.254', '10.0.0.1', '192.168.0.1'): print(reach(socket.AF_INET, (address, 80)))\n"
         )
         output, _ = await host.run(two, f"cat > /tmp/a.py <<'END'\n{program}\nEND\npython3 /tmp/a.py 2>&1")
     lines = output.splitlines()

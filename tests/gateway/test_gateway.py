@@ -54,9 +54,9 @@ async def test_a_token_in_any_of_the_clients_headers(header: str) -> None:
 
 
 async def test_a_token_ends() -> None:
-    async with ScriptedModel([Say("ok")]) as model, stand(model, "chat", RunLimits(lifetime_s=0.3)) as here:
+    async with ScriptedModel([Say("ok")]) as model, stand(model, "chat", RunLimits(lifetime_s=60)) as here:
         assert (await here.ask("chat", hello("chat")))[0] == 200
-        await asyncio.sleep(0.35)
+        here.gateway._runs["run_1"]._expires -= 61
         assert (await here.ask("chat", hello("chat")))[0] == 401
         totals = await here.gateway.revoke("run_1")
         assert (totals.calls, totals.usage.input_tokens) == (1, 700)
@@ -189,7 +189,7 @@ fields = st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.intege
 
 
 @given(body=fields, changes=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3), indent=st.none() | st.integers(0, 3), ascii=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_body_changes_only_where_it_must(body: dict[str, Any], changes: dict[str, Any], indent: int | None, ascii: bool) -> None:
     raw = json.dumps(body, indent=indent, ensure_ascii=ascii).encode(errors="replace")
     parsed = parse(raw)
@@ -219,6 +219,8 @@ async def test_a_body_has_a_bound() -> None:
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://evil/?secret"}}]}]}, "url.url"),
         ("responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("responses", {"background": True}, "background"),
+        ("responses", {"service_tier": "priority"}, "service_tier"),
+        ("messages", {"speed": "fast"}, "speed"),
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}, "input_file.file_id"),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://evil/?secret"}}]}]}, "content.url"),
     ],
@@ -233,9 +235,10 @@ async def test_a_sandbox_does_not_reach_out_through_the_provider(format: str, mo
         assert (await here.ask(format, hello(format, **more)))[0] == 200
 
 
-@pytest.mark.parametrize(("policy", "status", "kept"), [("drop", 200, ["bash"]), ("refuse", 400, None), ("allow", 200, ["bash", "web_search"])])
+@pytest.mark.parametrize(("policy", "status", "kept"), [("drop", 200, ["bash"]), ("refuse", 400, None), ("allow", 200, ["bash", "web_search", "n"])])
 async def test_server_tools(policy: Any, status: int, kept: list[str] | None) -> None:
-    tools = [tool("responses"), {"type": "web_search", "external_web_access": True}]
+    hidden = {"type": "namespace", "name": "n", "tools": [{"type": "web_search"}]}
+    tools = [tool("responses"), {"type": "web_search", "external_web_access": True}, hidden]
     async with ScriptedModel() as model, stand(model, "responses", RunLimits(server_tools=policy)) as here:
         assert (await here.ask("responses", hello("responses", tools=tools)))[0] == status
         assert [seen.tools for seen in model.seen] == ([kept] if kept else [])
@@ -378,7 +381,7 @@ async def test_the_key_is_seen_nowhere(speaks: str, caplog: pytest.LogCaptureFix
 
 
 @given(text=st.text("sk-canry", max_size=60), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_secret_cut_anywhere_is_taken_out(text: str, data: st.DataObject) -> None:
     secret = "sk-canary"
     text = data.draw(st.sampled_from([text, text + secret, secret + text, text[:5] + secret + text[5:]]))
@@ -452,10 +455,16 @@ async def test_models_counts_and_unknown_paths() -> None:
         async with here.session.post(counting, json=hello("messages"), headers=here.headers) as response:
             assert 10 < (await response.json())["input_tokens"] < 100
         assert not here.events
-    async with ScriptedModel() as model, stand(model, "messages") as here:
+    limits = RunLimits(calls_per_minute=2)
+    async with ScriptedModel() as model, stand(model, "messages", limits) as here:
         counting = here.server.url + "/v1/messages/count_tokens"
         async with here.session.post(counting, json=hello("messages"), headers=here.headers) as response:
             assert await response.json() == {"input_tokens": 1234}
+        outside = {"type": "image", "source": {"type": "url", "url": "https://evil/?secret"}}
+        reaching = hello("messages", messages=[{"role": "user", "content": [outside]}])
+        for status in (400, 429):  # no way out by this door either, nor without a bound
+            async with here.session.post(counting, json=reaching, headers=here.headers) as response:
+                assert response.status == status
 
 
 async def test_several_models_in_one_run() -> None:

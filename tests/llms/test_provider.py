@@ -13,6 +13,7 @@ import pytest
 
 from runra.errors import RunraError
 from runra.runtime.llms import Delta, Finished, LLMResponse, ModelProvider
+from runra.runtime.providers import LLMProvider
 from runra.runtime.registry import LLMS
 from tests.scripted import Fault, Say, ScriptedModel, Step, Tokens
 
@@ -35,6 +36,7 @@ HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 @asynccontextmanager
 async def model_at(server: ScriptedModel, provider: str, format: str | None, path: str, **config: Any) -> AsyncIterator[ModelProvider]:
     model: ModelProvider = LLMS.create(provider)
+    assert isinstance(model, LLMProvider)
     await model.initialize({"model": "m-1", "baseUrl": server.url + path, "apiKey": server.key, "prices": {"m-1": {"input": 2, "output": 10}}, **({"format": format} if format else {}), **config})
     try:
         yield model

@@ -251,8 +251,7 @@ async def test_burst(host: Host) -> None:
     "config",
     [
         {"image": "No/Name:At:All"},
-        {"network": {"egress": {"default": "allow"}}},
-        {"network": {"egress": {"allow": ["example.com"]}}},
+        {"network": {"egress": {"allow": ["http://example.com"]}}},
         {"isolation": "magic"},
     ],
 )

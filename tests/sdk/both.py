@@ -10,11 +10,13 @@ from runra import Files, Process, Runra, Sandbox, SandboxList, Terminal
 from runra.sdk._sync.admin import ApiKeys, Organizations
 from runra.sdk._sync.events import EventStream
 from runra.sdk._sync.files import FileStream
+from runra.sdk._sync.kept import Snapshots, Volumes
 from runra.sdk._sync.processes import Processes
 from runra.sdk._sync.sandboxes import Sandboxes
 
 _WRAPPED = (
     *(Runra, Sandbox, Sandboxes, Files, FileStream, Process, Processes, Terminal, EventStream, ApiKeys, Organizations),
+    *(Snapshots, Volumes),
     types.GeneratorType,
 )
 #: What returns at once in the async form as well.
@@ -25,6 +27,8 @@ _END = object()
 def wrapped(value: Any) -> Any:
     if isinstance(value, SandboxList):
         return SandboxList([wrapped(item) for item in value.data], value.pagination)
+    if isinstance(value, list):
+        return [wrapped(item) for item in value]
     return Threaded(value) if isinstance(value, _WRAPPED) else value
 
 

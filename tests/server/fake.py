@@ -18,7 +18,16 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from runra.contract import FileEntry, ImageInfo, ImagesPruned, Reference, SandboxInfo, WatchEvent
+from runra.contract import (
+    FileEntry,
+    ImageInfo,
+    ImagesPruned,
+    Reference,
+    SandboxInfo,
+    SnapshotInfo,
+    VolumeInfo,
+    WatchEvent,
+)
 from runra.errors import RunraError
 from runra.events import now_iso
 from runra.node.agent.types import AgentLost, Exit, Output, ProcessStatus
@@ -550,6 +559,11 @@ class Sandbox:
         self.config = self.config.model_copy(update={n: getattr(patch, n) for n in patch.model_fields_set})
         await self.node.on_change(self)
 
+    async def update_network(self, network: Any) -> None:
+        self._alive()
+        self.config = self.config.model_copy(update={"network": network})
+        await self.node.on_change(self)
+
     @contextlib.asynccontextmanager
     async def use(self) -> Any:
         if self.state == "paused" and self.config.auto_resume:
@@ -570,6 +584,37 @@ class Sandbox:
 
     def oom_kills(self) -> int:
         return self.ooms
+
+
+class Volumes:
+    """Names without folders; a fake sandbox mounts nothing."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, VolumeInfo] = {}
+
+    @property
+    def ids(self) -> set[str]:
+        return set(self.made)
+
+    async def make(self, volume_id: str, organization_id: str, wanted: Any) -> VolumeInfo:
+        self.made[volume_id] = VolumeInfo(
+            id=volume_id, organization_id=organization_id, created_at=now_iso(), **wanted.model_dump()
+        )
+        return self.made[volume_id]
+
+    async def info(self, volume_id: str) -> VolumeInfo:
+        return self.made[volume_id]
+
+    def delete(self, volume_id: str) -> None:
+        self.made.pop(volume_id, None)
+
+
+class Snapshots:
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def delete(self, snapshot_id: str) -> None:
+        self.ids.discard(snapshot_id)
 
 
 class Images:
@@ -626,6 +671,7 @@ class Node:
         self.sandboxes: dict[str, Sandbox] = {}
         self.gone: dict[str, Any] = {}
         self.on_change: Any = None
+        self.volumes, self.snapshots = Volumes(), Snapshots()
         self.created = 0
         self.delay = 0.0
         self.fail: BaseException | None = None
@@ -656,3 +702,15 @@ class Node:
         sandbox.state, sandbox.started_at = "running", now_iso()
         await sandbox._changed("sandbox.started", {})
         return sandbox
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, name: str | None) -> SnapshotInfo:
+        sandbox = self.sandboxes[sandbox_id]
+        self.snapshots.ids.add(snapshot_id)
+        return SnapshotInfo(
+            id=snapshot_id, name=name, organization_id=sandbox.organization_id, sandbox_id=sandbox_id,
+            image=sandbox.config.image, size_bytes=0, created_at=now_iso(),
+        )  # fmt: skip
+
+    async def fork(self, sandbox_id: str, ids: Any) -> list[Sandbox]:
+        source = self.sandboxes[sandbox_id]
+        return [await self.create(one, source.config, source.organization_id) for one in ids]

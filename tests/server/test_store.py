@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 
 from runra.contract import OrganizationInfo, SandboxInfo
 from runra.server.settings import ServerSettings
-from runra.server.store import Store
-from runra.server.store.keys import KeyRow, add_key, remove_key
+from runra.server.store import Store, kept
+from runra.server.store.keys import KeyRow, add_key, add_organization, remove_key
 from runra.server.store.sandboxes import Remembered, TooMany, begin_create, drop_create, listed, purge, save
 from runra.server.store.tables import metadata
 from tests.postgres import new_database
@@ -58,6 +58,32 @@ async def test_migrations_make_the_tables_of_the_models(store: Store) -> None:
     async with store.engine.connect() as connection:
         assert await connection.run_sync(_difference) == []
     await store.open()  # nothing to do, and no harm
+
+
+async def test_what_is_kept_has_one_name_and_a_bound(store: Store) -> None:
+    await add_organization(store, OrganizationInfo(id="org_2", name="o", created_at="2026"))
+    await kept.begin(store, "volume", "vol_1", "org_1", "data", "2026-1", 4)
+    assert await kept.find(store, "volume", "org_1", "data") is None, "it is not made yet"
+    await kept.finish(store, "volume", "vol_1", {"id": "vol_1"})
+    for reference in ("data", "vol_1"):
+        assert await kept.find(store, "volume", "org_1", reference) == {"id": "vol_1"}
+        assert await kept.find(store, "volume", "org_2", reference) is None
+        assert await kept.find(store, "snapshot", "org_1", reference) is None
+    with pytest.raises(kept.NameTaken):
+        await kept.begin(store, "volume", "vol_2", "org_1", "data", "2026-2", 4)
+    await kept.begin(store, "volume", "vol_2", "org_2", "data", "2026-2", 4)
+    makes = (kept.begin(store, "snapshot", f"snap_{n}", "org_1", None, f"2026-{n}", 3) for n in range(6))
+    outcomes = await asyncio.gather(*makes, return_exceptions=True)
+    assert [type(it) for it in outcomes if it is not None] == [kept.TooManyKept] * 3
+    for snapshot_id in await kept.states(store, "snapshot"):
+        await kept.finish(store, "snapshot", snapshot_id, {"id": snapshot_id})
+    found, total = await kept.listed(store, "snapshot", "org_1", 2, 1)
+    assert (len(found), total) == (2, 3)
+    await kept.ending(store, "volume", "vol_1")
+    assert await kept.listed(store, "volume", "org_1", 10, 0) == ([], 0)
+    assert await kept.states(store, "volume") == {"vol_1": "deleting", "vol_2": "creating"}
+    await kept.forget(store, "volume", "vol_1")
+    await kept.begin(store, "volume", "vol_3", "org_1", "data", "2026-3", 4)
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)

@@ -8,7 +8,21 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from runra.cli import copying, examination, execution, images, keys, lifecycle, ports, serving, terminal, watching
+from runra.cli import (
+    configuring,
+    copying,
+    examination,
+    execution,
+    images,
+    keeping,
+    keys,
+    lifecycle,
+    network,
+    ports,
+    serving,
+    terminal,
+    watching,
+)
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -74,9 +88,30 @@ _add(app, "cp", copying.cp)
 _add(app, "pause", lifecycle.pause)
 _add(app, "resume", lifecycle.resume)
 _add(app, "rm", lifecycle.rm)
+_add(app, "network", network.network)
 _add(app, "logs", execution.logs)
 _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
+
+_add(app, "fork", keeping.fork)
+
+snapshot = typer.Typer(help="Keep a sandbox's files, list and delete.", no_args_is_help=True, rich_markup_mode=None)
+_add(snapshot, "create", keeping.snapshot_create)
+_add(snapshot, "ls", keeping.snapshot_ls)
+_add(snapshot, "rm", keeping.snapshot_rm)
+app.add_typer(snapshot, name="snapshot")
+
+volume = typer.Typer(help="Make, list and delete volumes.", no_args_is_help=True, rich_markup_mode=None)
+_add(volume, "create", keeping.volume_create)
+_add(volume, "ls", keeping.volume_ls)
+_add(volume, "rm", keeping.volume_rm)
+app.add_typer(volume, name="volume")
+config = typer.Typer(
+    help="The runtime's options, and where each comes from.", no_args_is_help=True, rich_markup_mode=None
+)
+_add(config, "show", configuring.show)
+_add(config, "check", configuring.check)
+app.add_typer(config, name="config")
 
 image = typer.Typer(help="Pull, import, build and delete images.", no_args_is_help=True, rich_markup_mode=None)
 _add(image, "pull", images.pull)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from runra.cli import lifecycle
+from runra.cli import lifecycle, network
 from runra.cli.output import is_terminal, say
 from runra.cli.words import pairs, uploads
 from runra.errors import RunraError
@@ -46,6 +46,9 @@ def run(
         list[str] | None,
         typer.Option("--file", "-f", metavar="LOCAL:REMOTE", help="Put a file or folder in first; again for each."),
     ] = None,
+    allow: network.Allow = None,
+    egress: network.Default = None,
+    secret: network.Secrets = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox there; its id goes to stderr.")] = False,
 ) -> None:
     """Run a command in a sandbox of its own, then end it. Exits with the command's code.
@@ -56,6 +59,8 @@ def run(
     from runra import Runra
 
     given = lifecycle.config(image, cpu, memory_mb, env, workdir, timeout_ms)
+    if wanted := network.policy(allow, egress, secret):
+        given["network"] = wanted
     files = uploads(file or [])
     with _sigterm_ends(), Runra() as client:
         sandbox = client.sandboxes.create(**given)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from runra.cli import network
 from runra.cli.output import age, complain, say, show_json, show_table
-from runra.cli.words import pairs
+from runra.cli.words import mounts, pairs
 from runra.errors import RunraError
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def create(
         list[str] | None, typer.Option("--metadata", "-m", metavar="NAME=VALUE", help="Again for each tag.")
     ] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="A call on it resumes it when paused.")] = False,
+    volume: Annotated[
+        list[str] | None, typer.Option("--volume", metavar="NAME:/PATH[:ro]", help="Mount a volume. Again for each.")
+    ] = None,
+    allow: network.Allow = None,
+    egress: network.Default = None,
+    secret: network.Secrets = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a sandbox and print its id."""
@@ -82,6 +89,10 @@ def create(
         given["metadata"] = pairs(metadata, "--metadata")
     if auto_resume:
         given["auto_resume"] = True
+    if volume:
+        given["volumes"] = mounts(volume)
+    if wanted := network.policy(allow, egress, secret):
+        given["network"] = wanted
     with Runra() as client:
         sandbox = client.sandboxes.create(**given)
         if as_json:

@@ -28,6 +28,29 @@ def node_policy(
     return found
 
 
+def node_network(
+    enabled: bool, dns: list[str] | None, open_ranges: list[str] | None, network_range: str | None,
+    bandwidth_mbit: int | None, connections: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Settings of the sandboxes' network (`runra.node.network.settings`), under the node's name for them."""
+    from runra.node.network.settings import NetworkSettings
+
+    organizations: dict[str, tuple[str, ...]] = {}
+    for word in open_ranges or ():
+        range_, _, organization = word.partition("@")
+        organizations[organization] = (*organizations.get(organization, ()), range_)
+    given: dict[str, Any] = {
+        "mode": None if enabled else "none",
+        "dns": tuple(dns) if dns else None,
+        "open_ranges": organizations.pop("", None),
+        "organization_ranges": organizations or None,
+        "range": network_range,
+        "bandwidth_mbit": bandwidth_mbit,
+        "connections": connections,
+    }
+    return {"network": NetworkSettings(**{name: value for name, value in given.items() if value is not None})}
+
+
 def _names(text: str, option: str) -> frozenset[str]:
     names = frozenset(name.strip() for name in text.split(","))
     if not all(names):

@@ -12,7 +12,7 @@ import typer
 
 from runra.cli.examination import DATA_DIR, server_packages
 from runra.cli.output import say
-from runra.cli.policy import node_policy
+from runra.cli.policy import node_network, node_policy
 
 if TYPE_CHECKING:
     from runra.events import EventLog
@@ -55,6 +55,27 @@ def serve(
             "[default: none as root, all as an ordinary user]",
         ),
     ] = None,
+    network: Annotated[bool, typer.Option("--network/--no-network", help="Whether sandboxes have a network.")] = True,
+    dns: Annotated[
+        list[str] | None, typer.Option("--dns", metavar="ADDRESS", help="Name server to ask. [default: the system's]")
+    ] = None,
+    open_range: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--open-range",
+            metavar="RANGE[@ORGANIZATION]",
+            help="A private range that sandboxes may reach, or those of one organization; again for each.",
+        ),
+    ] = None,
+    network_range: Annotated[
+        str | None, typer.Option("--network-range", help="Sandboxes' own addresses. [default: a /20 of 10.192.0.0/11]")
+    ] = None,
+    bandwidth_mbit: Annotated[
+        int | None, typer.Option("--bandwidth-mbit", min=1, help="Most of one sandbox, each way. [default: no limit]")
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option("--connections", min=1, help="Most of one sandbox at once. [default: 1024]")
+    ] = None,
     registries: Annotated[
         Path | None, typer.Option("--registries", help="JSON file about registries: mirrors, logins (docs/images.md).")
     ] = None,
@@ -86,7 +107,10 @@ def serve(
         pull_on_create=pull_on_create,
         pull_timeout_s=pull_timeout,
         access_log=access_log,
-        node=node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
+        node={
+            **node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
+            **node_network(network, dns, open_range, network_range, bandwidth_mbit, connections),
+        },
     )
     findings = asyncio.run(doctor.examine(settings.data_dir, trial=False))
 

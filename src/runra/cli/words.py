@@ -41,6 +41,18 @@ def uploads(words: list[str]) -> list[tuple[Path, str]]:
     return found
 
 
+def mounts(words: list[str]) -> list[dict[str, object]]:
+    """`name:/path` and `name:/path:ro` words as a create takes them."""
+    found: list[dict[str, object]] = []
+    for word in words:
+        name, colon, rest = word.partition(":")
+        path, mode, how = rest.partition(":")
+        if not colon or not name or not path.startswith("/") or (mode and how not in ("ro", "rw")):
+            raise typer.BadParameter(f"{word!r} is not NAME:/PATH or NAME:/PATH:ro", param_hint="--volume")
+        found.append({"name": name, "path": path, "readOnly": how == "ro"})
+    return found
+
+
 class Remote(NamedTuple):
     """A path in a sandbox. A relative one starts at the sandbox's workdir."""
 

@@ -13,6 +13,8 @@ from runra.contract.access import (
     Name,
     OrganizationCreate,
     OrganizationInfo,
+    OrganizationPatch,
+    OrganizationQuotas,
     Profile,
     Scope,
 )
@@ -31,6 +33,7 @@ from runra.contract.base import (
     Env,
     Health,
     ImageName,
+    Kept,
     Metadata,
     Page,
     Pagination,
@@ -53,7 +56,7 @@ from runra.contract.images import (
     Reference,
     same_image,
 )
-from runra.contract.network import Egress, Ingress, Network
+from runra.contract.network import REVEAL, Egress, Ingress, Network, NetworkSecret
 from runra.contract.ports import LINK_MS, Port, PortExposed, PortRequest, SignedUrl, SignedUrlRequest
 from runra.contract.sandboxes import (
     Resources,
@@ -62,6 +65,15 @@ from runra.contract.sandboxes import (
     SandboxPatch,
     SandboxState,
     TerminationReason,
+)
+from runra.contract.snapshots import MAX_FORKS, SNAPSHOT_IMAGE, ForkRequest, SnapshotCreate, SnapshotInfo
+from runra.contract.volumes import (
+    MAX_VOLUMES,
+    VOLUME_MB,
+    VolumeAccess,
+    VolumeCreate,
+    VolumeInfo,
+    VolumeMount,
 )
 
 __all__ = [
@@ -73,9 +85,14 @@ __all__ = [
     "LINK_MS",
     "MAX_BODY_BYTES",
     "MAX_COMMAND_BYTES",
+    "MAX_FORKS",
+    "MAX_VOLUMES",
     "MEMORY_MB",
     "PORT",
+    "REVEAL",
+    "SNAPSHOT_IMAGE",
     "TIMEOUT_MS",
+    "VOLUME_MB",
     "AbsolutePath",
     "Credentials",
     "Egress",
@@ -84,6 +101,7 @@ __all__ = [
     "ExecutionResult",
     "FileEntry",
     "FileType",
+    "ForkRequest",
     "Health",
     "ImageCommit",
     "ImageInfo",
@@ -93,6 +111,7 @@ __all__ = [
     "ImagePulling",
     "ImagesPruned",
     "Ingress",
+    "Kept",
     "KeyCreate",
     "KeyCreated",
     "KeyInfo",
@@ -102,8 +121,11 @@ __all__ = [
     "MoveRequest",
     "Name",
     "Network",
+    "NetworkSecret",
     "OrganizationCreate",
     "OrganizationInfo",
+    "OrganizationPatch",
+    "OrganizationQuotas",
     "Page",
     "Pagination",
     "PathText",
@@ -125,8 +147,14 @@ __all__ = [
     "SignalRequest",
     "SignedUrl",
     "SignedUrlRequest",
+    "SnapshotCreate",
+    "SnapshotInfo",
     "TerminationReason",
     "Text",
+    "VolumeAccess",
+    "VolumeCreate",
+    "VolumeInfo",
+    "VolumeMount",
     "WatchEvent",
     "Wire",
     "same_image",

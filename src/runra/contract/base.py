@@ -103,12 +103,25 @@ def _image(value: str) -> str:
     return value
 
 
+# Names of what a user keeps: snapshots, volumes. They stand in image names, paths and command lines; what looks like
+# an id could be taken for one.
+_KEPT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_KEPT_ID: Final = re.compile(r"(vol|snap)_[a-z0-9]{16}")
+
+
+def _kept(value: str) -> str:
+    if not _KEPT.fullmatch(value) or ".." in value or _KEPT_ID.fullmatch(value):
+        raise ValueError(f"{value[:80]!r} is no name: 1 to 63 letters, digits, '_', '-' or single dots; and no id")
+    return value
+
+
 Text = Annotated[str, AfterValidator(no_nul)]
 PathText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(no_nul)]
 AbsolutePath = Annotated[PathText, AfterValidator(_absolute)]
 Env = Annotated[dict[str, str], AfterValidator(_env_names)]
 Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
 ImageName = Annotated[str, AfterValidator(_image)]
+Kept = Annotated[str, AfterValidator(_kept)]
 
 
 class Wire(BaseModel):
@@ -127,9 +140,9 @@ class Request(Wire):
         alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, validate_default=False
     )
 
-    def to_wire(self) -> dict[str, Any]:
-        """Only what was set: the server owns the defaults."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    def to_wire(self, context: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Only what was set: the server owns the defaults. Secret values only with the context REVEAL."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, context=context)
 
 
 Item = TypeVar("Item")

@@ -21,6 +21,7 @@ from runra.contract.base import (
     Wire,
 )
 from runra.contract.network import Network
+from runra.contract.volumes import VolumeMounts
 
 SandboxState = Literal["creating", "running", "paused", "terminated"]
 TerminationReason = Literal["user", "timeout", "oom", "disk", "node_lost", "image", "error"]
@@ -47,6 +48,7 @@ class SandboxConfig(Request):
     network: Network | None = None
     auto_resume: bool = Field(False, description="calls and preview traffic resume the sandbox when it is paused")
     isolation: str | None = Field(None, description="a wall the operator allows; the server's own when unset")
+    volumes: VolumeMounts = Field(default_factory=list, description="folders that outlive the sandbox")
 
 
 class SandboxPatch(Request):

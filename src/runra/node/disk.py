@@ -1,7 +1,8 @@
 """Disk: where sandboxes' folders lie, and the quota each of them has.
 
 With btrfs every sandbox's folder is a subvolume with a limit of its own, made and deleted by ioctl in well under a
-millisecond. Where the data folder is on another file system, root keeps one on a loop device over a sparse file.
+millisecond, and copied (for snapshots and forks) in a few, whatever its size. Where the data folder is on another
+file system, root keeps one on a loop device over a sparse file.
 Without either there are plain folders and no quota, and `enforced` says so.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,12 +25,19 @@ from runra.node.launcher import Launcher
 from runra.node.settings import DiskMode
 
 #: <linux/btrfs.h>: requests, and the arguments' layout.
-_SUBVOL_CREATE, _SNAP_DESTROY = 0x5000_940E, 0x5000_940F
+_SNAP_CREATE, _SUBVOL_CREATE, _SNAP_DESTROY = 0x5000_9401, 0x5000_940E, 0x5000_940F
+_TREE_SEARCH, _INO_LOOKUP = 0xD000_9411, 0xD000_9412
 _QUOTA_CTL, _QGROUP_LIMIT = 0xC010_9428, 0x8030_942B
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED: Final = 1
 _SUPER_MAGIC: Final = 0x9123_683E
 _SUBVOLUME_INODE: Final = 256
+#: Where a subvolume's use is written down: the quota tree, and the key of such an item (<linux/btrfs_tree.h>).
+_QUOTA_TREE, _QGROUP_INFO_KEY = 8, 242
+#: The layers of a sandbox's folder: what a copy takes along. The rest is the wall's own.
+LAYERS: Final = "upper*"
+#: Seconds a copy may take where the file system cannot share what two folders have in common.
+_COPY_TIMEOUT: Final = 120.0
 
 #: Of the space that is free when the image is made, how much it may ever take: the host keeps the rest.
 _SHARE: Final = 0.8
@@ -44,6 +53,18 @@ class Disk(Protocol):
         """Make a sandbox's folder, mode 0700."""
         ...
 
+    async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
+        """Make `target` with what the sandbox's folder `source` holds; the limit is for what is written from now on.
+
+        Nobody may write to `source` meanwhile. When it fails or is cancelled, `target` may be there in part: the
+        caller removes it.
+        """
+        ...
+
+    async def used(self, folder: Path) -> int:
+        """Bytes it takes, as of some seconds ago at most where the file system counts them (else it is walked)."""
+        ...
+
     async def remove(self, folder: Path) -> None:
         """Delete it and all in it."""
         ...
@@ -51,6 +72,17 @@ class Disk(Protocol):
     async def close(self) -> None:
         """Nothing lives here any more."""
         ...
+
+
+def bytes_below(folder: Path) -> int:
+    """What lies in a folder, in bytes on disk. Its owner is hostile: `fwalk` holds every folder open while it looks,
+    so one that is swapped for a link leads nowhere. What vanishes meanwhile counts nothing."""
+    total = 0
+    for _, folders, files, fd in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+    return total
 
 
 class PlainDisk:
@@ -63,6 +95,15 @@ class PlainDisk:
 
     def make(self, folder: Path, limit_mb: int) -> None:
         folder.mkdir(mode=0o700)
+
+    async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
+        target.mkdir(mode=0o700)
+        layers = sorted(str(layer) for layer in source.glob(LAYERS))
+        # -a keeps owners, modes, hard links, extended attributes and whiteouts, and follows no link.
+        await self._launcher.run("cp", "-a", "--reflink=auto", "--", *layers, str(target), timeout=_COPY_TIMEOUT)
+
+    async def used(self, folder: Path) -> int:
+        return await asyncio.to_thread(bytes_below, folder)
 
     async def remove(self, folder: Path) -> None:
         await self._launcher.remove(folder)
@@ -82,11 +123,22 @@ class BtrfsDisk:
         self._image = image
 
     def make(self, folder: Path, limit_mb: int) -> None:
-        _vol_ioctl(folder.parent, _SUBVOL_CREATE, folder.name)
-        folder.chmod(0o700)
-        limit = struct.pack("=6Q", 0, _LIMIT_REFERENCED, limit_mb << 20, 0, 0, 0)
-        with _opened(folder) as fd:
-            fcntl.ioctl(fd, _QGROUP_LIMIT, limit)
+        with _room():
+            _vol_ioctl(folder.parent, _SUBVOL_CREATE, folder.name)
+            folder.chmod(0o700)
+            _limit(folder, limit_mb << 20)
+
+    async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
+        # The ioctl first writes out what the source has in the page cache, then commits a transaction.
+        with _room():
+            await to_its_end(_snapshot, source, target)
+        if limit_mb is not None:
+            # What is shared counts for whoever wrote it (simple quotas) or for both (full ones); the limit is meant
+            # for what comes now.
+            _limit(target, (limit_mb << 20) + _referenced(target))
+
+    async def used(self, folder: Path) -> int:
+        return await asyncio.to_thread(_referenced, folder)
 
     async def remove(self, folder: Path) -> None:
         if folder.lstat().st_ino == _SUBVOLUME_INODE:
@@ -164,7 +216,55 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _vol_ioctl(parent: Path, request: int, name: str) -> None:
+def _vol_ioctl(parent: Path, request: int, name: str, source: int = 0) -> None:
     with _opened(parent) as fd:
         # A bytearray: what is handed over as bytes may have 1024 at most.
-        fcntl.ioctl(fd, request, bytearray(struct.pack("=q4088s", 0, os.fsencode(name))))
+        fcntl.ioctl(fd, request, bytearray(struct.pack("=q4088s", source, os.fsencode(name))))
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunraError(
+            "RESOURCE_EXHAUSTED",
+            "this server's disk for sandboxes is full; delete snapshots or volumes, or terminate sandboxes",
+        ) from error
+
+
+def _snapshot(source: Path, target: Path) -> None:
+    with _opened(source) as fd:
+        _vol_ioctl(target.parent, _SNAP_CREATE, target.name, fd)
+
+
+def _limit(folder: Path, limit_bytes: int) -> None:
+    with _opened(folder) as fd:
+        fcntl.ioctl(fd, _QGROUP_LIMIT, struct.pack("=6Q", 0, _LIMIT_REFERENCED, limit_bytes, 0, 0, 0))
+
+
+def _referenced(folder: Path) -> int:
+    """Bytes a subvolume's quota group counts, as of the file system's last transaction."""
+    with _opened(folder) as fd:
+        lookup = bytearray(struct.pack("=2Q4080x", 0, _SUBVOLUME_INODE))
+        fcntl.ioctl(fd, _INO_LOOKUP, lookup)
+        (subvolume,) = struct.unpack_from("=Q", lookup)
+        key = (_QUOTA_TREE, 0, 0, subvolume, subvolume, 0, 2**64 - 1, _QGROUP_INFO_KEY, _QGROUP_INFO_KEY, 1)
+        found = bytearray(struct.pack("=7Q3I36x3992x", *key))
+        fcntl.ioctl(fd, _TREE_SEARCH, found)
+    # The key (104 bytes, its count at 64), then one item: a header of 32 bytes, a generation, what it references.
+    (count,) = struct.unpack_from("=I", found, 64)
+    return int(struct.unpack_from("=Q", found, 104 + 32 + 8)[0]) if count else 0
+
+
+async def to_its_end(work: Callable[..., None], *arguments: object) -> None:
+    """Run what cannot be interrupted in a thread. A cancelled caller waits for its end: then there is something it
+    can clean away, and nothing appears behind its back."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Sequence
 from io import FileIO
@@ -77,22 +79,32 @@ class Launcher:
         """Start a program (launcher/stage.c has the words). Returns its pid and a future of its wait status."""
         return await self._request("spawn", words, fds)
 
-    async def run(self, *argv: str) -> None:
-        """Run a system tool to its end, within 60 s. Raises INTERNAL_ERROR with what it said when it fails."""
+    async def run(self, *argv: str, timeout: float = 60.0) -> None:
+        """Run a system tool to its end, or kill it after `timeout` s. Raises INTERNAL_ERROR with what it said when it
+        fails."""
         program = shutil.which(argv[0], path=_PATH)
         if program is None:
             raise RunraError("INTERNAL_ERROR", f"{argv[0]} is not installed")
         said, said_theirs = os.pipe()
+        exited: asyncio.Future[int] | None = None
+        pid = 0
         try:
             with FileIO(os.devnull, "r+") as null:
-                _, exited = await self.spawn(["--", program, *argv[1:]], [null.fileno(), said_theirs, said_theirs])
+                pid, exited = await self.spawn(["--", program, *argv[1:]], [null.fileno(), said_theirs, said_theirs])
             os.close(said_theirs)
             said_theirs = -1
-            words = (await read_all(said, 60.0)).decode(errors="replace").strip()
-            async with asyncio.timeout(60):
-                if await exited != 0:
-                    raise RunraError("INTERNAL_ERROR", f"{' '.join(argv)}: {words}")
+            async with asyncio.timeout(timeout):
+                words = (await read_all(said, timeout)).decode(errors="replace").strip()
+                if await asyncio.shield(exited) != 0:
+                    raise RunraError("INTERNAL_ERROR", f"{argv[0]} failed: {words[-2000:]}")
+        except TimeoutError:
+            raise RunraError("INTERNAL_ERROR", f"{argv[0]} was not done within {timeout:.0f} s") from None
         finally:
+            if exited is not None and not exited.done():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(exited), _DEADLINE)
             os.close(said)
             if said_theirs >= 0:
                 os.close(said_theirs)

@@ -9,33 +9,35 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from runra.contract import ImageInfo, SandboxConfig, TerminationReason
+from runra.contract import SNAPSHOT_IMAGE, ImageInfo, Network, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
+from runra.node.identity import give_identity
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.images.store import Images
-from runra.node.isolation import Box, Isolation, walls
+from runra.node.isolation import Box, BoxVolume, Isolation, walls
 from runra.node.launcher import Launcher
+from runra.node.mountpoint import check_mount_point
+from runra.node.network import host as network
+from runra.node.network.policy import NOTHING, policy_of
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
+from runra.node.shelf import Shelf
+from runra.node.snapshots import SnapshotRecord, Snapshots, write_out
+from runra.node.volumes import VolumeRecord, Volumes
 
 log = logging.getLogger(__name__)
 
-#: Where the network of every sandbox stands today: a namespace of its own with nothing but its loopback.
-_NO_NETWORK: Final = (
-    "this server gives sandboxes no network yet: leave network.egress out, or ask for "
-    '{"default": "deny"} with nothing allowed'
-)
 
 
 class Node:
@@ -60,15 +62,20 @@ class Node:
         #: Who turns a create's `image` into a root: by its whole name, or by a prefix that ends with a colon.
         self.resolvers: dict[str, Resolver] = {"host": self._host_root}
         self._host_image: RootFilesystem | None = None
+        self._network: network.HostNetwork | None = None
+        self._no_network = "this server was told to give sandboxes none"
         self.images = Images(settings, self._launcher, events, self._ids)
         #: Waits for images, by the id of the sandbox that is to be made of it.
         self._resolving: dict[str, asyncio.Timeout] = {}
+        #: At the start: copies that forks were being made from when the server before this one ended.
+        self._unfinished: set[Path] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @property
     def enforced(self) -> dict[str, bool]:
         """Of each limit, whether this machine holds it."""
-        return {**self._hierarchies.enforced, "disk": self._disk.enforced}
+        # What cannot be enforced of a network policy is refused.
+        return {**self._hierarchies.enforced, "disk": self._disk.enforced, "network": True}
 
     # --- start and stop ---
 
@@ -80,22 +87,38 @@ class Node:
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
+        self._clean_trash()
+        self._keep()
         self._tell_unheld()
         self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         await self.images.start(self._hierarchies)
         self.images.layers.users.append(self._layers_in_use)
+        await self._open_network()
         known = {path.stem for path in self.settings.records_dir.iterdir()}
-        known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder != self._trash}
+        known |= {folder.name for folder in self.settings.sandboxes_dir.iterdir() if folder.name[0] != "."}
         await asyncio.gather(*(self._adopt(name) for name in known))
+        if self._network is not None:
+            await self._network.begin()
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
             stale.kill()
             await self._quietly(stale.remove())
         self.images.collect()
-        for folder in self._trash.iterdir():
-            self._clean(self._delete(folder))
+
+    def _keep(self) -> None:
+        """Take up what outlives sandboxes: volumes and snapshots."""
+        settings, home = self.settings, self.settings.sandboxes_dir
+        volumes = Shelf("volume", VolumeRecord, settings.volumes_dir, home / ".volumes", self._throw_away)
+        snapshots = Shelf("snapshot", SnapshotRecord, settings.snapshots_dir, home / ".snapshots", self._throw_away)
+        volumes.load()
+        self._unfinished = snapshots.load()
+        self.volumes = Volumes(
+            volumes, self._disk, lambda: ((one.id, one.record.volumes) for one in self.sandboxes.values())
+        )
+        self.snapshots = Snapshots(snapshots, self._disk)
+        self.resolvers[SNAPSHOT_IMAGE] = self.snapshots.resolve
 
     def _tell_unheld(self) -> None:
         missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
@@ -108,10 +131,29 @@ class Node:
         await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
+        if self._network is not None:
+            await self._network.close(forget=not self.sandboxes)
         if not self.sandboxes:
             cgroups.remove_roots(self._hierarchies)
             await self._quietly(self._disk.close())
         await self._launcher.close()
+
+    async def _open_network(self) -> None:
+        """Give sandboxes a network where this machine lets us; otherwise they have none, and doctor says why."""
+        wanted = self.settings.network
+        if wanted.mode == "none":
+            return
+        reason = await asyncio.to_thread(network.obstacle)
+        if reason is not None:
+            self._no_network = reason
+            log.warning("sandboxes get no network: %s", reason)
+            return
+        where = self.settings
+        self._network = network.HostNetwork(wanted, where.data_dir, where.instance, self._publish_egress)
+        await self._network.open()
+
+    def _publish_egress(self, sandbox_id: str, organization_id: str, data: dict[str, Any]) -> None:
+        self.events.publish("network.egress", sandbox_id, data, organization_id=organization_id)
 
     async def settled(self, timeout: float = 60.0) -> None:
         """Wait until what terminated sandboxes left is cleaned away."""
@@ -130,7 +172,16 @@ class Node:
         try:
             if record.state not in ("running", "paused"):
                 raise RunraError("INVALID_STATE", f"it was {record.state} when its server ended")
+            if record.root.start_from in self._unfinished:
+                raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
+            if record.network_index is not None and self._network is None:
+                raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
             await sandbox.adopt()
+            if record.network_index is not None and self._network is not None:
+                adopted = self._network.adopt(
+                    record.id, record.organization_id, record.network_index, record.config.network
+                )
+                sandbox.connect(self._network, adopted)
         except (RunraError, OSError) as error:
             self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"
             log.warning("sandbox %s cannot be adopted: %s", record.id, error)
@@ -142,12 +193,14 @@ class Node:
 
     # --- create ---
 
-    async def create(self, sandbox_id: str, config: SandboxConfig, organization_id: str) -> Sandbox:
+    async def create(
+        self, sandbox_id: str, config: SandboxConfig, organization_id: str, resolve: Resolver | None = None
+    ) -> Sandbox:
         """Start a sandbox; returns when it is running.
 
         Raises INVALID_CONFIG or INVALID_REQUEST for what this node cannot give, its image included,
         RESOURCE_EXHAUSTED when it is full, INTERNAL_ERROR when the wall or the agent did not start. Whatever happens
-        nothing half made stays.
+        nothing half made stays. `resolve` gives the root in the image's place.
         """
         isolation = self._check(config)
         if len(self.sandboxes) >= self.settings.max_sandboxes:
@@ -163,6 +216,7 @@ class Node:
             state="creating",
             isolation=isolation.name,
             created_at=now_iso(),
+            volumes=self.volumes.claim(config, organization_id),
             first_id=self._take_ids() if self._root else None,
         )
         sandbox = self._sandbox(record)
@@ -170,7 +224,7 @@ class Node:
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
         try:
             async with (
-                self._resolved(sandbox) as record.root,
+                self._resolved(sandbox, resolve) as record.root,
                 asyncio.timeout(self.settings.start_timeout),
                 self._starts,
                 sandbox.starting(),
@@ -187,19 +241,58 @@ class Node:
             raise
         return sandbox
 
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, name: str | None) -> SnapshotInfo:
+        """Keep a sandbox's files as they are now, under an id and perhaps a name; it goes on as it was.
+
+        Raises INVALID_STATE unless it is running or paused, RESOURCE_EXHAUSTED when the disk is full.
+        """
+        source = self._live(sandbox_id)
+        await write_out(source, self._isolations[source.record.isolation])
+        return await self.snapshots.take(source, snapshot_id, name)
+
+    async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
+        """Start copies of a sandbox, one for each id: its files at this moment and its configuration, an identity of
+        their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
+        raised. INVALID_STATE unless the source is running or paused."""
+        source = self._live(sandbox_id)
+        await write_out(source, self._isolations[source.record.isolation])
+        async with self.snapshots.seed(source) as root:
+
+            @asynccontextmanager
+            async def resolve(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
+                yield root
+
+            work = (self.create(one, source.config, source.organization_id, resolve) for one in ids)
+            made = [asyncio.create_task(each, name="fork") for each in work]
+            try:
+                return await asyncio.gather(*made)
+            except BaseException:
+                for task in made:
+                    task.cancel()
+                outcomes = await asyncio.gather(*made, return_exceptions=True)
+                await asyncio.gather(*(one.terminate("error") for one in outcomes if isinstance(one, Sandbox)))
+                raise
+
+    def _live(self, sandbox_id: str) -> Sandbox:
+        try:
+            return self.sandboxes[sandbox_id]
+        except KeyError:
+            raise not_found(sandbox_id) from None
+
     def _check(self, config: SandboxConfig) -> Isolation:
-        egress = config.network.egress if config.network else None
-        if egress is not None and (egress.allow or egress.default == "allow"):
-            raise RunraError("INVALID_CONFIG", _NO_NETWORK, details={"field": "network.egress"})
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
-        return walls.choose(self._isolations, config.isolation)
+        isolation = walls.choose(self._isolations, config.isolation)
+        self._check_egress(config.network, isolation)
+        return isolation
 
     @asynccontextmanager
-    async def _resolved(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+    async def _resolved(self, sandbox: Sandbox, resolve: Resolver | None) -> AsyncIterator[RootFilesystem]:
         """The root its image stands for, whose layers stay while this is entered. An image may take minutes to come:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
-        resolve = self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
+        resolve = (
+            resolve or self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
+        )
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(None) as self._resolving[sandbox.id]:
@@ -217,14 +310,41 @@ class Node:
         assert self._host_image is not None
         yield self._host_image
 
+    def _check_egress(self, asked: Network | None, isolation: Isolation) -> None:
+        if self._network is not None and isolation.networked:
+            self._network.policy_of(asked)
+        elif asked is not None and (asked.secrets or (asked.egress and policy_of(asked.egress) != NOTHING)):
+            why = self._no_network if self._network is None else f"not behind {isolation.name}"
+            raise RunraError(
+                "INVALID_CONFIG",
+                f"this server gives the sandbox no network ({why}): leave network.egress out, or ask for "
+                '{"default": "deny"} with nothing allowed',
+                details={"field": "network.egress"},
+            )
+
+    @asynccontextmanager
+    async def _placed(self, sandbox: Sandbox, isolation: Isolation) -> AsyncIterator[network.Place | None]:
+        """The network a sandbox starts in, its policy in force already; None where there is none."""
+        if self._network is None or not isolation.networked:
+            yield None
+            return
+        record = sandbox.record
+        place = await self._network.take()
+        try:
+            guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
+            record.network_index = place.index
+            sandbox.connect(self._network, guest)
+            yield place
+        finally:
+            os.close(place.netns)
+
     async def commit(self, sandbox_id: str, name: str, *, shared: bool, step: bool) -> ImageInfo:
         """Make an image of a sandbox's files as they are now. It stands still meanwhile.
 
         Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
         """
-        sandbox = self.sandboxes.get(sandbox_id)
-        if sandbox is None:
-            raise not_found(sandbox_id)
+        sandbox = self._live(sandbox_id)
+        await write_out(sandbox, self._isolations[sandbox.record.isolation])
         async with sandbox.still():
             return await self.images.commit(
                 sandbox.record.root,
@@ -239,22 +359,33 @@ class Node:
     async def _start(self, sandbox: Sandbox, isolation: Isolation) -> None:
         record, folder = sandbox.record, sandbox.folder
         limits = record.config.resources
-        self._disk.make(folder, limits.disk_mb)
+        if record.root.start_from is None:
+            self._disk.make(folder, limits.disk_mb)
+        else:
+            await self._disk.clone(record.root.start_from, folder, limits.disk_mb)
+            record.inherited_bytes = max(0, record.root.start_bytes - await self._disk.used(folder))
         record.save(sandbox.record_path)
         sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(self.settings.max_pids)))
-        with _listen(sandbox.socket_path) as listen:
-            box = Box(
-                id=record.id,
-                folder=folder,
-                root=record.root,
-                cgroup=sandbox.cgroup,
-                listen=listen,
-                memory_mb=limits.memory_mb,
-                first_id=record.first_id,
-            )
-            isolation.prepare(box)
-            _seed(folder / "upper0", record.id)
-            pid = await isolation.start(box)
+        async with self._placed(sandbox, isolation) as place:
+            with _listen(sandbox.socket_path) as listen:
+                box = Box(
+                    id=record.id,
+                    folder=folder,
+                    root=record.root,
+                    cgroup=sandbox.cgroup,
+                    listen=listen,
+                    memory_mb=limits.memory_mb,
+                    first_id=record.first_id,
+                    netns=place.netns if place else None,
+                    volumes=tuple(
+                        BoxVolume(self.volumes.folder(one.id), one.path, one.read_only) for one in record.volumes
+                    ),
+                )
+                isolation.prepare(box)
+                give_identity(folder / "upper0", record.id, place.gateway if place else None)
+                for volume in box.volumes:
+                    check_mount_point(record.root, folder, volume.path)
+                pid = await isolation.start(box)
         await sandbox.started(pid)
 
     def _sandbox(self, record: Record) -> Sandbox:
@@ -266,6 +397,7 @@ class Node:
             events=self.events,
             enforced=self.enforced,
             can_freeze=self._hierarchies.can_freeze,
+            max_streams=self.settings.max_streams,
             on_change=self._changed,
             on_gone=self._gone,
         )
@@ -295,6 +427,7 @@ class Node:
     def _layers_in_use(self) -> Iterator[Path]:
         for sandbox in self.sandboxes.values():
             yield from sandbox.record.root.layers
+        yield from self.snapshots.layers
 
     async def _changed(self, sandbox: Sandbox) -> None:
         if self.on_change is not None:
@@ -315,6 +448,8 @@ class Node:
         if sandbox.record.first_id is not None:
             self._taken.discard(sandbox.record.first_id)
         self._clean(self._discard(sandbox.id, sandbox.cgroup))
+        if self._network is not None and sandbox.guest is not None:
+            self._clean(self._quietly(self._network.release(sandbox.guest)))
 
     async def _discard(self, name: str, cgroup: Cgroup) -> None:
         cgroup.thaw()
@@ -326,6 +461,16 @@ class Node:
         # Last: as long as something is left, the next start finds it by its record.
         for path in self.settings.records_dir.glob(f"{name}.*"):
             path.unlink(missing_ok=True)
+
+    def _throw_away(self, folder: Path) -> None:
+        """Move a folder to the trash, and delete it off the path; a crash in between is made good at the next start."""
+        aside = self._trash / f"{folder.name}-{secrets.token_hex(4)}"
+        folder.rename(aside)
+        self._clean(self._delete(aside))
+
+    def _clean_trash(self) -> None:
+        for folder in self._trash.iterdir():
+            self._clean(self._delete(folder))
 
     async def _delete(self, folder: Path) -> None:
         await self._quietly(self._disk.remove(folder))
@@ -358,19 +503,3 @@ def _listen(path: Path) -> socket.socket:
     finally:
         os.close(folder)
     return listening
-
-
-def _seed(upper: Path, sandbox_id: str) -> None:
-    """Give a sandbox its own identity, in its own layer: nothing of the host's, nothing of a neighbour's."""
-    name = sandbox_id.removeprefix("sb_")
-    etc = upper / "etc"
-    etc.mkdir()
-    etc.chmod(0o755)
-    files = {
-        "hostname": f"{name}\n",
-        "hosts": f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost\n",
-        "machine-id": f"{secrets.token_hex(16)}\n",
-    }
-    for file, text in files.items():
-        (etc / file).write_text(text)
-        (etc / file).chmod(0o644)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from runra.contract import CLIENT, SandboxConfig, SandboxState, TerminationReason
+from runra.contract import CLIENT, REVEAL, SandboxConfig, SandboxState, TerminationReason
 from runra.node.images import RootFilesystem
+from runra.node.volumes import Mounted
 
 
 class Record(BaseModel):
@@ -23,12 +25,17 @@ class Record(BaseModel):
     isolation: str
     #: What its image was when it started; the image itself may be gone or changed by now.
     root: RootFilesystem = Field(default_factory=lambda: RootFilesystem(()))
+    volumes: list[Mounted] = Field(default_factory=list)
+    #: What its layers held when it was made (of a snapshot or a fork); the disk counts that for whoever wrote it.
+    inherited_bytes: int = 0
     created_at: str
     started_at: str | None = None
     paused_at: str | None = None
     terminated_at: str | None = None
     termination_reason: TerminationReason | None = None
     first_id: int | None = None
+    #: Which of the server's network addresses is its own; None: it has no network.
+    network_index: int | None = None
     #: The agent on the host: its pid, and its start time in clock ticks since boot, which tells it from a later
     #: process with the same pid.
     pid: int = 0
@@ -39,9 +46,10 @@ class Record(BaseModel):
     paused_since_ms: int = 0
 
     def save(self, path: Path) -> None:
-        """Replace the record at `path` in one step."""
+        """Replace the record at `path` in one step. It holds the values of network secrets: only we may read it."""
         fresh = path.with_suffix(".new")
-        fresh.write_text(self.model_dump_json())
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(self.model_dump_json(context=REVEAL))
         fresh.rename(path)
 
     @classmethod

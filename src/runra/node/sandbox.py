@@ -17,13 +17,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from runra.contract import SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
+from runra.contract import Network, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
 from runra.node.agent.types import AgentLost
 from runra.node.cgroups import Cgroup
+from runra.node.disk import bytes_below
 from runra.node.freezer import continue_tree, stop_tree
+from runra.node.network.guest import Guest
+from runra.node.network.host import HostNetwork
+from runra.node.network.policy import NOTHING, effective_default, policy_of
 from runra.node.record import Record, process_start
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class Sandbox:
         events: EventLog,
         enforced: dict[str, bool],
         can_freeze: bool,
+        max_streams: int,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
     ) -> None:
@@ -63,8 +68,12 @@ class Sandbox:
         self._events = events
         self._enforced = enforced
         self._can_freeze = can_freeze
+        self._max_streams = max_streams
         self._on_change = on_change
         self._on_gone = on_gone
+        self._network: HostNetwork | None = None
+        #: This sandbox as its host's network knows it; None: it has no network.
+        self.guest: Guest | None = None
         self._turn = asyncio.Lock()
         self._link: AgentLink | None = None
         self._linking = asyncio.Lock()
@@ -124,17 +133,27 @@ class Sandbox:
             timeout_ms=config.timeout_ms,
             idle_timeout_ms=config.idle_timeout_ms,
             metadata=config.metadata,
-            # No sandbox has a network yet; what is shown is what holds.
-            network={"egress": {"allow": [], "default": "deny"}, **_ingress(config)},
+            network=self._shown_network(),
             auto_resume=config.auto_resume,
             isolation=record.isolation,
             enforced=self._enforced,
+            volumes=[volume.shown() for volume in record.volumes],
             created_at=record.created_at,
             started_at=record.started_at,
             paused_at=record.paused_at,
             terminated_at=record.terminated_at,
             termination_reason=record.termination_reason,
         )
+
+    def _shown_network(self) -> dict[str, Any]:
+        """The policy in force, defaults included; of secrets everything but their values."""
+        network = self.record.config.network or Network()
+        shown = {name: value for name, value in network.shown().items() if name == "secrets"}
+        # Without a network nothing is reachable, whatever was left to the default.
+        closed = self.record.network_index is None or (self.guest is not None and self.guest.policy.mode == "none")
+        default = "deny" if closed else effective_default(network.egress)
+        egress = {"allow": network.egress.allow if network.egress else [], "default": default}
+        return {"egress": egress, **_ingress(self.record.config), **shown}
 
     def ran_ms(self) -> int:
         """Time spent running so far, in ms; paused time does not count."""
@@ -161,7 +180,7 @@ class Sandbox:
         """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
         async with self._disk_looking:
             if time.monotonic() - self._disk_seen >= _DISK_FRESH:
-                self._disk_bytes = await asyncio.to_thread(_bytes_below, self.folder)
+                self._disk_bytes = await asyncio.to_thread(bytes_below, self.folder)
                 self._disk_seen = time.monotonic()
             return self._disk_bytes
 
@@ -220,6 +239,7 @@ class Sandbox:
         async with self._linking:
             if self._link is None or self._link.closed:
                 self._link = await AgentLink.connect(self.socket_path)
+                self._link.max_streams = self._max_streams
             return self._link
 
     # --- start and adoption ---
@@ -345,6 +365,33 @@ class Sandbox:
                 self._arm()
             await self._save()
 
+    def connect(self, network: HostNetwork, guest: Guest) -> None:
+        """It is on the network from now on, under the guest's policy."""
+        self._network, self.guest = network, guest
+
+    async def update_network(self, network: Network) -> None:
+        """Replace the policy of egress and the secrets, in force when this returns; connections it forbids are cut.
+
+        Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
+        """
+        await self._own(self._update_network(network))
+
+    async def _update_network(self, network: Network) -> None:
+        async with self._turn:
+            if self.record.state == "terminated":
+                raise self._ended()
+            if self._network is not None and self.guest is not None:
+                await self._network.change(self.guest, network)
+            elif network.secrets or policy_of(network.egress) != NOTHING:
+                raise RunraError(
+                    "INVALID_CONFIG",
+                    f"sandbox {self.id} has no network; `runra doctor` says why",
+                    details={"field": "network.egress"},
+                )
+            self.record.config = self.record.config.model_copy(update={"network": network})
+            self.touch()
+            await self._save()
+
     async def release(self) -> None:
         """Let go of it without ending it: the server stops, the sandbox lives on."""
         self._released = True
@@ -372,9 +419,9 @@ class Sandbox:
             if self.record.state not in ("running", "paused"):
                 self._require_running()
             running = self.record.state == "running"
-            if running:
-                await self._freeze()
             try:
+                if running:
+                    await self._freeze()  # a caller that gives up while it freezes must not leave it frozen
                 yield
             finally:
                 if running:
@@ -523,14 +570,3 @@ def _ingress(config: SandboxConfig) -> dict[str, Any]:
     """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
     ingress = config.network.ingress if config.network else None
     return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}
-
-
-def _bytes_below(folder: Path) -> int:
-    """What lies in a folder, in bytes on disk. Its owner is hostile: `fwalk` holds every folder open while it looks,
-    so one that is swapped for a link leads nowhere. What vanishes meanwhile counts nothing."""
-    total = 0
-    for _, folders, files, fd in os.fwalk(folder, follow_symlinks=False):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-    return total

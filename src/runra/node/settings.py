@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from runra.node.network.settings import NetworkSettings
+
 #: Ids each sandbox owns outside: its root is the first, nobody's otherwise. One range per sandbox, so that two
 #: sandboxes never share a uid, a keyring or a per-uid limit.
 IDS_PER_SANDBOX: Final = 65_536
@@ -50,6 +52,12 @@ class NodeSettings:
     id_ranges: int = 16_384
     #: Processes and threads in one sandbox, its agent included.
     max_pids: int = 4096
+    #: Commands, terminals and file operations that may run at once in one sandbox (at most 1024), and streams that may
+    #: be open to its agent.
+    max_commands: int = 1024
+    max_streams: int = 2048
+    #: Descriptors one process may have (RLIMIT_NOFILE): how far it may raise its own limit, which is 65,536 or less.
+    max_open_files: int = 1 << 20
     #: Sandboxes that may be starting at once; more wait their turn (spec 7, 2c: throughput falls under a burst).
     concurrent_starts: int = 8
     #: Seconds a sandbox may take to start before it is given up and cleaned away.
@@ -58,6 +66,7 @@ class NodeSettings:
     disk: DiskMode = "auto"
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     #: Whether a create may fetch an image that is not here.
     pull_on_create: bool = True
     #: Seconds a pull may take, from the first byte to the last file.
@@ -82,6 +91,16 @@ class NodeSettings:
     @property
     def images_dir(self) -> Path:
         return self.data_dir / "images"
+
+    @property
+    def volumes_dir(self) -> Path:
+        """Where volumes' records are; the volumes themselves lie beside the sandboxes."""
+        return self.data_dir / "volumes"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """The same for snapshots."""
+        return self.data_dir / "snapshots"
 
     @property
     def instance(self) -> str:

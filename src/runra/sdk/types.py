@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
@@ -83,7 +83,8 @@ class SandboxConfig(contract.SandboxConfig):
 
     `resources` (`cpu` cores, `memory_mb`, `disk_mb`: MB), `env`, `workdir`, `timeout_ms` (longest time running, ms),
     `idle_timeout_ms` (paused after so long idle, ms), `metadata` (at most 20 keys), `network`, `auto_resume`,
-    `isolation`. Raises RunraError INVALID_REQUEST for a wrong type or name; the server checks the ranges.
+    `isolation`, `volumes` (each with `name`, `path` and perhaps `read_only`). Raises RunraError INVALID_REQUEST for a
+    wrong type or name; the server checks the ranges.
     """
 
     if not TYPE_CHECKING:
@@ -103,6 +104,22 @@ class ResourceOptions(TypedDict, total=False):
     disk_mb: int
 
 
+class EgressOptions(TypedDict, total=False):
+    """What may be reached: `allow` (names, `*.` names, IPv4 addresses and ranges, `:port` if wanted), `default`."""
+
+    allow: Sequence[str]
+    default: Literal["allow", "deny"]
+
+
+class SecretOptions(TypedDict, total=False):
+    """A header added outside the sandbox: inside, `http://{alias}.gateway.runra.internal/` stands for `host`."""
+
+    alias: str
+    host: str
+    header: str
+    value: str
+
+
 class SandboxOptions(TypedDict, total=False):
     """The keywords of `sandboxes.create`; see `SandboxConfig`."""
 
@@ -116,6 +133,7 @@ class SandboxOptions(TypedDict, total=False):
     network: contract.Network | Mapping[str, Any]
     auto_resume: bool
     isolation: str
+    volumes: Sequence[contract.VolumeMount | Mapping[str, Any]]
 
 
 class ExecOptions(Request):
@@ -181,11 +199,20 @@ class IngressPolicy(Wire):
     allow_ports: list[int] = Field(default_factory=list)
 
 
+class SecretPolicy(Wire):
+    """A secret of the gateway; its value is never shown."""
+
+    alias: str = ""
+    host: str = ""
+    header: str = "Authorization"
+
+
 class NetworkPolicy(Wire):
     """A sandbox's network policy; None where there is none."""
 
     egress: EgressPolicy | None = None
     ingress: IngressPolicy | None = None
+    secrets: list[SecretPolicy] = Field(default_factory=list)
 
 
 class RawPage(Wire):

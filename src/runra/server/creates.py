@@ -14,6 +14,7 @@ from runra.events import now_iso
 from runra.ids import new_id
 from runra.server.access import Access, Key
 from runra.server.nodeport import Node, Sandbox
+from runra.server.quotas import Quotas
 from runra.server.store import Store
 from runra.server.store.sandboxes import (
     Remembered,
@@ -46,8 +47,9 @@ def _being_made(sandbox_id: str, config: SandboxConfig, organization_id: str) ->
         timeout_ms=config.timeout_ms,
         idle_timeout_ms=config.idle_timeout_ms,
         metadata=config.metadata,
-        network=config.network.model_dump(mode="json", by_alias=True, exclude_none=True) if config.network else {},
+        network=config.network.shown() if config.network else {},
         auto_resume=config.auto_resume,
+        volumes=[mount.model_dump(by_alias=True) for mount in config.volumes],
         isolation=config.isolation or "",
         created_at=now_iso(),
     )
@@ -56,9 +58,10 @@ def _being_made(sandbox_id: str, config: SandboxConfig, organization_id: str) ->
 class Creates:
     """Makes sandboxes on the node and keeps the store true about them."""
 
-    def __init__(self, store: Store, node: Node, deadline_s: float) -> None:
+    def __init__(self, store: Store, node: Node, quotas: Quotas, deadline_s: float) -> None:
         self._store = store
         self._node = node
+        self._quotas = quotas
         self._deadline_s = deadline_s
         # Creates in flight, by idempotency key: a duplicate waits for the first.
         self._flying: dict[tuple[str, str], tuple[str, asyncio.Future[dict[str, Any]]]] = {}
@@ -114,11 +117,7 @@ class Creates:
             try:
                 earlier = await begin_create(self._store, being_made, key.id, remember, most)
             except TooMany:
-                raise RunraError(
-                    "RESOURCE_EXHAUSTED",
-                    f"this API key may hold {most} sandboxes at once and does; terminate one, or use another key",
-                    details={"limits": {"maxSandboxes": most}},
-                ) from None
+                raise _too_many(most) from None
             if earlier is not None:
                 assert remember is not None
                 _same_body(earlier.body_hash, remember.body_hash, remember.idempotency_key)
@@ -126,7 +125,10 @@ class Creates:
                     raise _late(self._deadline_s)
                 return earlier.response
             try:
-                async with asyncio.timeout(self._deadline_s):
+                async with (
+                    self._quotas.room(key.organization_id, [sandbox_id], config.resources),
+                    asyncio.timeout(self._deadline_s),
+                ):
                     sandbox = await self._node.create(sandbox_id, config, key.organization_id)
             except TimeoutError:
                 await drop_create(self._store, sandbox_id)
@@ -142,6 +144,40 @@ class Creates:
         if sandbox.info() != info:
             await self.keep(sandbox)
         return info.to_wire()
+
+    async def fork(self, key: Key, source: Sandbox, count: int) -> list[SandboxInfo]:
+        """Copies of a sandbox, all of them running; when one cannot be made there is none."""
+        config = source.config
+        Access.require_limits(key, config)
+        most = key.limits.max_sandboxes if key.limits else None
+        ids = [new_id("sb") for _ in range(count)]
+        self._making.update(ids)
+        try:
+            try:
+                for each in ids:
+                    await begin_create(self._store, _being_made(each, config, key.organization_id), key.id, None, most)
+                async with (
+                    self._quotas.room(key.organization_id, ids, config.resources),
+                    asyncio.timeout(self._deadline_s),
+                ):
+                    made = await self._node.fork(source.id, ids)
+            except BaseException as error:
+                for each in ids:
+                    await drop_create(self._store, each)
+                if isinstance(error, TooMany):
+                    raise _too_many(most) from None
+                if isinstance(error, TimeoutError):
+                    raise _late(self._deadline_s) from None
+                raise
+            infos = [sandbox.info() for sandbox in made]
+            for info in infos:
+                await save(self._store, info)
+        finally:
+            self._making.difference_update(ids)
+        for sandbox, info in zip(made, infos, strict=True):
+            if sandbox.info() != info:
+                await self.keep(sandbox)
+        return infos
 
     async def keep(self, sandbox: Sandbox) -> None:
         """Write a sandbox's row after a change; the node awaits this."""
@@ -183,6 +219,14 @@ def _same_body(first: str, second: str, idempotency_key: str) -> None:
             f"Idempotency-Key {idempotency_key!r} was used with another body within 24 h; use a new key for a new call",
             details={"field": "Idempotency-Key", "value": idempotency_key},
         )
+
+
+def _too_many(most: int | None) -> RunraError:
+    return RunraError(
+        "RESOURCE_EXHAUSTED",
+        f"this API key may hold {most} sandboxes at once, and this would be more; terminate some, or use another key",
+        details={"limits": {"maxSandboxes": most}},
+    )
 
 
 def _late(deadline_s: float) -> RunraError:

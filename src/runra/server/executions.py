@@ -341,5 +341,3 @@ async def _feed(followed: Followed, text: str) -> None:
     except RunraError as error:
         # A command may end, or close its stdin, before it has read everything: its own business, as in a shell.
         _log.debug("process %d did not take all of its stdin: %s", followed.pid, error)
-
-

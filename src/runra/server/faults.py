@@ -16,7 +16,7 @@ from runra.errors import ErrorCode, RunraError
 JSON: Final = "application/json; charset=utf-8"
 _SHOWN: Final = 100
 # Values of these fields may be secrets; an error names the field and keeps the value to itself.
-_PRIVATE: Final = frozenset({"env", "stdin", "header", "value", "credentials"})
+_PRIVATE: Final = frozenset({"env", "stdin", "header", "value", "credentials", "secrets"})
 
 
 class ErrorBody(Wire):

@@ -10,9 +10,11 @@ from runra.server.access import Access
 from runra.server.creates import Creates
 from runra.server.executions import Executions
 from runra.server.ingress.ingress import Ingress
+from runra.server.keeping import Keeping
 from runra.server.measure import Measures
 from runra.server.nodeport import Node
 from runra.server.ports import Ports
+from runra.server.quotas import Quotas
 from runra.server.settings import ServerSettings
 from runra.server.store import Store
 
@@ -29,5 +31,7 @@ class Services:
     measures: Measures
     ports: Ports
     ingress: Ingress
+    keeping: Keeping
+    quotas: Quotas
     #: Set when the server begins to stop: open streams end then, and their clients reconnect elsewhere or later.
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -22,6 +22,10 @@ class RootFilesystem:
 
     overlays: tuple[Overlay, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    #: A folder with upper layers (`upper0`, …) that the sandbox's own begin as copies of, and the bytes they hold; of
+    #: snapshots and forks.
+    start_from: Path | None = None
+    start_bytes: int = 0
 
     @property
     def layers(self) -> set[Path]:

@@ -12,6 +12,16 @@ from runra.node.images import RootFilesystem
 
 
 @dataclass(frozen=True, slots=True)
+class BoxVolume:
+    """A folder of the host's to be shown at `path`: no set-user-id, no devices, and unchangeably so if `read_only`.
+    That `path` leads through no link has been checked."""
+
+    source: Path
+    path: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
     """All a wall needs to start one sandbox. `folder` is its own, on the host; `listen` the agent's socket."""
 
@@ -25,19 +35,24 @@ class Box:
     first_id: int | None
     #: A ready network namespace (a descriptor the caller closes) the sandbox is put in; None: an empty one of its own.
     netns: int | None = None
+    volumes: tuple[BoxVolume, ...] = ()
 
 
 class Isolation(Protocol):
     """One kind of wall."""
 
     name: str
+    #: Whether what was written inside may not have reached the sandbox's layers before a sync(2) inside.
+    keeps_writes: bool
+    #: It puts sandboxes into `Box.netns`. One that does not gives them no network, and a create that asks is refused.
+    networked: bool
 
     def host_processes(self, inside: int) -> int:
         """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""
         ...
 
     def prepare(self, box: Box) -> None:
-        """Make the folders and files `start` needs below `box.folder`."""
+        """Make the folders and files `start` needs below `box.folder`; upper layers may be there already, filled."""
         ...
 
     async def start(self, box: Box) -> int:

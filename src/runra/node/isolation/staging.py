@@ -52,19 +52,31 @@ class Stage:
         for number in range(len(box.root.overlays)):
             for kind in ("upper", "work"):
                 folder = box.folder / f"{kind}{number}"
+                if folder.exists():  # a copy of another sandbox's
+                    continue
                 folder.mkdir()
                 # The upper folder is the sandbox's own "/" or "/usr": it shows this mode inside.
                 folder.chmod(0o755)
 
     async def words(self, box: Box, first_id: int, agent: Path) -> list[str]:
-        """Show the agent as `agent`, each layer as `lower<overlay>.<layer>`, the sandbox's folder as `box`."""
+        """Show the agent as `agent`, each layer as `lower<overlay>.<layer>`, volumes as `volume<number>`, the sandbox's
+        folder as `box`."""
         words = ["mount", "plain", str(agent), "agent"]
         for number, overlay in enumerate(box.root.overlays):
             for layer, lower in enumerate(overlay.lower):
                 kind = "idmap" if await self._can_idmap(lower, first_id, key=_disk_of(lower)) else "plain"
                 words += ["mount", kind, str(lower), f"lower{number}.{layer}"]
         if await self._can_idmap(box.folder, first_id, key=box.folder.parent):
+            for number, volume in enumerate(box.volumes):
+                words += ["mount", "idmap-ro" if volume.read_only else "idmap", str(volume.source), f"volume{number}"]
             return [*words, "mount", "idmap", str(box.folder), "box"]
+        if box.volumes:
+            raise RunraError(
+                "INVALID_CONFIG",
+                "volumes: the disk of this server's data folder has no id-mapped mounts, so sandboxes cannot share "
+                "folders on it; install btrfs-progs, or move the data folder to ext4, XFS or btrfs (Linux 5.15)",
+                details={"field": "volumes"},
+            )
         self._give(box, first_id)
         return [*words, "mount", "plain", str(box.folder), "box"]
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from runra.runtime.llms.failures import failure
-from runra.runtime.llms.types import Format
 
 _SPACE: Final = " \t\n\r"
 
@@ -89,55 +87,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a name is there twice in one object")
     return value
-
-
-# -- what reaches out from the provider's side ------------------------------------------------------------------------
-
-#: Types of tools that the client itself runs, by format; any other type the provider runs.
-_CLIENT_TOOLS: Final[dict[Format, tuple[str, ...]]] = {
-    "messages": ("custom", "bash_", "text_editor_", "computer_", "memory_"),
-    "responses": ("function", "custom", "namespace", "local_shell", "apply_patch", "computer", "tool_search"),
-    "chat": ("function", "custom"),
-}
-#: Fields by which a provider fetches, keeps or runs something itself.
-_OUTSIDE: Final[dict[Format, tuple[str, ...]]] = {
-    "messages": ("mcp_servers", "container"),
-    "responses": ("previous_response_id", "conversation", "background", "prompt"),
-    "chat": ("web_search_options",),
-}
-#: Where content names a URL or a file of the account.
-_FETCHED: Final = ("url", "image_url", "file_url", "file_id", "fileUri", "server_url")
-
-
-def server_tools(format: Format, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The offered tools that the provider runs."""
-    own = _CLIENT_TOOLS[format]
-    default = "custom" if format == "messages" else ""
-    tools = body.get("tools")
-    return [
-        tool
-        for tool in (tools if isinstance(tools, list) else [])
-        if isinstance(tool, dict) and not str(tool.get("type") or default).startswith(own)
-    ]
-
-
-def outside(format: Format, body: dict[str, Any]) -> list[str]:
-    """What else makes the provider reach out or use what the account keeps, by name."""
-    named = [name for name in _OUTSIDE[format] if body.get(name)]
-    content = body.get("input" if format == "responses" else "messages")
-    return named + sorted(set(_fetched(content)))
-
-
-def _fetched(content: Any) -> Iterator[str]:
-    """Names of what the provider would fetch in a conversation. Tools' inputs are data, not content: left alone."""
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        elif isinstance(value, dict):
-            for name, inner in value.items():
-                if name in _FETCHED and isinstance(inner, str) and not inner.startswith("data:"):
-                    yield f"{value.get('type', 'content')}.{name}"[:60]
-                elif name not in ("input", "arguments"):
-                    waiting.append(inner)

@@ -9,7 +9,7 @@ from runra.errors import RunraError
 from runra.runtime.llms.failures import kind_of
 from runra.runtime.llms.types import Format
 from runra.runtime.llms.wires.messages_answers import ERROR_TYPES
-from runra.runtime.llms.wires.responses_answers import ERROR_CODES
+from runra.runtime.llms.wires.responses_written import ERROR_CODES
 
 #: HTTP status by kind. What no repetition can mend is a 400, the one status after which claude-code, codex and opencode
 #: all stop at once and show the message: codex repeats a 403 five times, claude-code calls it a failed log-in.

@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 from pydantic import ValidationError
 
 from runra.errors import RunraError
-from runra.runtime.gateway.bodies import Body, outside, server_tools
+from runra.runtime.gateway.bodies import Body
+from runra.runtime.gateway.policy import permitted
 from runra.runtime.gateway.runs import Call, Run
 from runra.runtime.gateway.streams import Redactor, UsageFilter
 from runra.runtime.llms.collect import Collector
@@ -92,18 +93,7 @@ class Relay:
 
     async def _pass(self, format: Format, headers: Mapping[str, str], query: str) -> None:
         body = self._body.value
-        changes: dict[str, Any] = {}
-        offered = server_tools(format, body)
-        policy = self._run.limits.server_tools
-        if policy != "allow":
-            refused = outside(format, body)
-            if offered and policy == "refuse":
-                refused += [str(tool.get("type")) for tool in offered]
-            if refused:
-                raise unsupported(*refused, hint=", or allow server_tools for the run")
-            if offered:
-                changes["tools"] = [tool for tool in body["tools"] if tool not in offered]
-        changes["model"] = self._target.model
+        changes: dict[str, Any] = {**permitted(self._run.limits, format, body), "model": self._target.model}
         streamed = body.get("stream") is True
         unasked = False
         if format == "chat" and streamed:
@@ -128,12 +118,13 @@ class Relay:
         parser, decoder = EventParser(), READERS[format].decoder()
         try:
             async for piece in answer.chunks():
+                if not self.started:
+                    await self._start(200, _passed_headers(answer))
+                # Sent first, then looked at: nobody waits for that.
+                await self._write(filter.feed(piece) if filter else piece)
                 seen = [one for event in parse(parser, piece) for one in decoder.feed(event)]
                 self._watch(seen)
                 answer.complete = answer.complete or any(isinstance(one, Stopped) for one in seen)
-                if not self.started:
-                    await self._start(200, _passed_headers(answer))
-                await self._write(filter.feed(piece) if filter else piece)
                 if decoder.done:  # what a server does after its last event is its own affair
                     break
                 if piece.endswith(b"\n\n"):
@@ -212,12 +203,8 @@ class Relay:
 
     def _request(self, format: Format) -> LLMRequest:
         """The client's request in the neutral form, made fit for the model."""
-        body, target = self._body.value, self._target
-        offered = server_tools(format, body)
-        if offered and self._run.limits.server_tools == "drop":
-            body = {**body, "tools": [tool for tool in body["tools"] if tool not in offered]}
-        if self._run.limits.server_tools != "allow" and (refused := outside(format, body)):
-            raise unsupported(*refused)
+        target = self._target
+        body = {**self._body.value, **permitted(self._run.limits, format, self._body.value)}
         try:
             request = WRITERS[format].decode_request(body)
         except ValidationError as error:

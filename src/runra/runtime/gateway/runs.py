@@ -109,16 +109,20 @@ class Run:
             )
         if len(self.calls) >= limits.concurrent:
             raise failure("rate_limit", f"{limits.concurrent} calls of this run are under way", retry_after_s=1.0)
-        now = time.monotonic()
-        per_second = limits.calls_per_minute / 60
-        self._allowance = min(limits.calls_per_minute, self._allowance + (now - self._refilled) * per_second)
-        self._refilled = now
-        if self._allowance < 1:
-            wait = (1 - self._allowance) / per_second
-            raise failure("rate_limit", f"more than {limits.calls_per_minute} calls a minute", retry_after_s=wait)
-        self._allowance -= 1
+        self.throttle()
         self.totals.turns += call.turn
         self.calls.add(call)
+
+    def throttle(self) -> None:
+        """Use one of the calls the run may make this minute. Raises `rate_limit` when there is none left."""
+        limit = self.limits.calls_per_minute
+        now = time.monotonic()
+        self._allowance = min(limit, self._allowance + (now - self._refilled) * limit / 60)
+        self._refilled = now
+        if self._allowance < 1:
+            wait = (1 - self._allowance) * 60 / limit
+            raise failure("rate_limit", f"more than {limit} calls a minute", retry_after_s=wait)
+        self._allowance -= 1
 
     def leave(self, call: Call) -> None:
         """Book a call that has ended, and tell of it."""

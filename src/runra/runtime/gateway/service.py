@@ -13,6 +13,7 @@ from runra.errors import RunraError
 from runra.ids import new_id
 from runra.runtime.gateway.bodies import Body, parse
 from runra.runtime.gateway.errors import answer
+from runra.runtime.gateway.policy import permitted
 from runra.runtime.gateway.relay import Relay, Sink
 from runra.runtime.gateway.runs import Call, Emit, Run, RunLimits, Tokens, Totals
 from runra.runtime.llms import prices
@@ -147,7 +148,7 @@ class Gateway:
             body = parse(raw)
             target = run.target(str(body.value.get("model", "")))
             if path.endswith("/count_tokens"):
-                await self._count(target, raw, body, request.headers, sink)
+                await self._count(run, target, body, request.headers, sink)
                 return
             call = Call(
                 new_id("call"),
@@ -184,14 +185,16 @@ class Gateway:
             raise RunraError("INVALID_STATE", f"run {run!r} is not in the gateway", details={"runId": run})
         return self._runs[run]
 
-    async def _count(self, target: Target, raw: bytes, body: Body, headers: Mapping[str, str], sink: Sink) -> None:
+    async def _count(self, run: Run, target: Target, body: Body, headers: Mapping[str, str], sink: Sink) -> None:
         """Count a request's tokens: by its provider where that can, else by the rule of four characters each."""
+        run.throttle()
+        changes = {**permitted(run.limits, "messages", body.value), "model": target.model}
         if "messages" not in target.paths:
-            await _whole(sink, 200, {"input_tokens": max(1, len(raw) // 4)})
+            await _whole(sink, 200, {"input_tokens": max(1, len(body.text) // 4)})
             return
         forwarded = {name: headers[name] for name in ("anthropic-version", "anthropic-beta") if name in headers}
         url = request_url(target, "messages", "/count_tokens")
-        counted = await self._upstream.open(target, url, body.replaced({"model": target.model}), forwarded)
+        counted = await self._upstream.open(target, url, body.replaced(changes), forwarded)
         try:
             whole = b"".join([piece async for piece in counted.chunks()])
         finally:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import aiohttp
 
 from runra.errors import RunraError
-from runra.runtime.llms.failures import failure, from_answer, unreachable
+from runra.runtime.llms.failures import failure, from_answer, redact, unreachable
 from runra.runtime.llms.targets import Target
-from runra.runtime.llms.types import Format, Stopped, StreamEvent
+from runra.runtime.llms.types import Failed, Format, Stopped, StreamEvent
 from runra.runtime.llms.wires import Decoder
 from runra.sdk.failures import Failure
 from runra.sdk.sse import EventParser, ServerEvent
@@ -33,6 +33,7 @@ class Answer:
         self._first = first
         self._target = target
         self._began = began
+        self.secret = target.key
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         #: Set when the answer is complete in its format's own words: then only GRACE_S is waited for what follows.
@@ -168,7 +169,7 @@ async def events(answer: Answer, decoder: Decoder) -> AsyncIterator[list[StreamE
     async for piece in answer.chunks():
         batch: list[StreamEvent] = []
         for event in parse(parser, piece):
-            batch += decoder.feed(event)
+            batch += [_clean(one, answer.secret) for one in decoder.feed(event)]
             if decoder.done:
                 break
         heard = heard or bool(batch)
@@ -182,6 +183,11 @@ async def events(answer: Answer, decoder: Decoder) -> AsyncIterator[list[StreamE
         raise failure("protocol", "the model's server answered with something that is no stream of events")
     if not stopped:
         raise failure("unavailable", "the model's answer broke off in the middle")
+
+
+def _clean(event: StreamEvent, secret: str) -> StreamEvent:
+    """The event; a failure's words without the key, should the provider repeat it."""
+    return Failed(event.kind, redact(event.message, secret)) if isinstance(event, Failed) else event
 
 
 def parse(parser: EventParser, piece: bytes) -> list[ServerEvent]:

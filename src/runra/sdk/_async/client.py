@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from runra.sdk._async.admin import AsyncApiKeys, AsyncOrganizations
     from runra.sdk._async.events import AsyncEventStream
     from runra.sdk._async.images import AsyncImages
+    from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
     from runra.sdk._async.sandboxes import AsyncSandboxes
 
 
@@ -47,6 +48,20 @@ class AsyncRunra:
     def sandboxes(self) -> AsyncSandboxes:
         """Create, find and end sandboxes."""
         return self._sandboxes
+
+    @property
+    def snapshots(self) -> AsyncSnapshots:
+        """List and delete snapshots; `sandbox.snapshot()` takes one."""
+        from runra.sdk._async.kept import AsyncSnapshots
+
+        return AsyncSnapshots(self._api)
+
+    @property
+    def volumes(self) -> AsyncVolumes:
+        """Create, list and delete volumes."""
+        from runra.sdk._async.kept import AsyncVolumes
+
+        return AsyncVolumes(self._api)
 
     @property
     def images(self) -> AsyncImages:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from runra.contract import REVEAL, SandboxInfo
 from runra.contract import SandboxConfig as Config
-from runra.contract import SandboxInfo
 from runra.sdk._async.api import AsyncApi
 from runra.sdk._async.sandbox import AsyncSandbox
 from runra.sdk.concurrency_async import undo
@@ -48,7 +48,7 @@ class AsyncSandboxes:
         Raises RunraError INVALID_REQUEST for a bad option, RESOURCE_EXHAUSTED when the server is full, NETWORK_ERROR
         when no answer came; on a timeout, `details["idempotencyKey"]` repeated finds the sandbox if it was made.
         """
-        body = checked(Config, merged(config, options, "create")).to_wire()
+        body = checked(Config, merged(config, options, "create")).to_wire(REVEAL)
         key = idempotency_key or new_key()
         try:
             answer = await self._api.call(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runra.sdk._sync.admin import ApiKeys, Organizations
     from runra.sdk._sync.events import EventStream
     from runra.sdk._sync.images import Images
+    from runra.sdk._sync.kept import Snapshots, Volumes
     from runra.sdk._sync.sandboxes import Sandboxes
 
 
@@ -49,6 +50,20 @@ class Runra:
     def sandboxes(self) -> Sandboxes:
         """Create, find and end sandboxes."""
         return self._sandboxes
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """List and delete snapshots; `sandbox.snapshot()` takes one."""
+        from runra.sdk._sync.kept import Snapshots
+
+        return Snapshots(self._api)
+
+    @property
+    def volumes(self) -> Volumes:
+        """Create, list and delete volumes."""
+        from runra.sdk._sync.kept import Volumes
+
+        return Volumes(self._api)
 
     @property
     def images(self) -> Images:

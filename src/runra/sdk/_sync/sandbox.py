@@ -9,7 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from runra.contract import ExecutionResult, Port, PortExposed, SandboxInfo, SandboxPatch, SignedUrl
+from runra.contract import (
+    REVEAL,
+    Egress,
+    ExecutionResult,
+    ForkRequest,
+    Ingress,
+    Network,
+    NetworkSecret,
+    Port,
+    PortExposed,
+    SandboxInfo,
+    SandboxPatch,
+    SignedUrl,
+    SnapshotCreate,
+    SnapshotInfo,
+)
 from runra.errors import RunraError
 from runra.sdk._sync import ports
 from runra.sdk._sync.api import Api
@@ -20,13 +35,15 @@ from runra.sdk._sync.processes import Process, Processes
 from runra.sdk._sync.terminal import Terminal, open_terminal
 from runra.sdk.fields import SandboxFields
 from runra.sdk.lifecycle import Handler, LifecycleName
-from runra.sdk.types import ExecOptions, checked, merged, parsed
+from runra.sdk.types import EgressOptions, ExecOptions, RawPage, SecretOptions, checked, merged, parsed
 from runra.sdk.wire import sandbox_path
 
 _log = logging.getLogger("runra.sdk")
 
 #: How long a call waits for the event stream it may have to be seen on, and for the last event at the end.
 _EVENTS_S = 3.0
+#: A snapshot or a fork copies files: that is a matter of milliseconds on btrfs, and of their size elsewhere.
+_COPY_MS = 180_000
 
 
 class Sandbox(SandboxFields):
@@ -185,6 +202,25 @@ class Sandbox(SandboxFields):
         patch = checked(SandboxPatch, merged(None, given, "update"))
         return self._took("PATCH", None, patch.to_wire())
 
+    def update_network(
+        self,
+        network: Network | Mapping[str, Any] | None = None,
+        *,
+        egress: EgressOptions | Egress | Mapping[str, Any] | None = None,
+        secrets: Sequence[SecretOptions | NetworkSecret | Mapping[str, Any]] | None = None,
+        ingress: Ingress | Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Replace what it may reach, and its secrets, at once; what is left out is as if never given.
+
+        `egress`: `allow` (names, `*.` names, IPv4 addresses and ranges, each with `:port` if wanted) and `default`
+        (`allow` without any policy, `deny` when only `allow` is given). `secrets`: `alias`, `host`, `header`,
+        `value`; inside, `http://{alias}.gateway.runra.internal/` is that host with that header. Connections the new
+        policy does not allow are cut. Raises RunraError INVALID_CONFIG for an entry that is none.
+        """
+        given = {"egress": egress, "secrets": secrets, "ingress": ingress}
+        wanted = checked(Network, merged(network, given, "update_network"))
+        return self._took("PUT", "network", wanted.to_wire(REVEAL))
+
     def pause(self) -> None:
         """Freeze it: files and processes stay as they are, and it costs no CPU. Pausing a paused one is fine."""
         self._listener.ready(_EVENTS_S)
@@ -199,6 +235,29 @@ class Sandbox(SandboxFields):
         """End it and free everything it had. Terminating a terminated one is fine."""
         self._listener.ready(_EVENTS_S)
         self._took("DELETE", None)
+
+    def snapshot(self, name: str | None = None) -> SnapshotInfo:
+        """Keep its files as they are now, running or paused; it goes on as before.
+
+        Make sandboxes from it with `sandboxes.create(image="snapshot:<name or id>")`. Processes, memory, volumes,
+        /run and /dev/shm are not part of it. Raises INVALID_STATE when the name is taken, or the sandbox terminated.
+        """
+        request = checked(SnapshotCreate, merged(None, {"name": name}, "snapshot"))
+        path = sandbox_path(self.id, "snapshots")
+        answer = self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS)
+        return parsed(SnapshotInfo, answer.json(f"POST {path}"), f"POST {path}")
+
+    def fork(self, count: int = 1) -> list[Self]:
+        """Make `count` copies (at most 32): its files at this moment, its configuration, an identity of their own.
+
+        All of them are running when this returns, or there is none. No process, memory or /run comes along. Raises
+        INVALID_STATE when the sandbox is terminated, or writes to a volume that takes one writer.
+        """
+        path = sandbox_path(self.id, "fork")
+        request = checked(ForkRequest, {"count": count})
+        answer = self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS)
+        page = parsed(RawPage, answer.json(f"POST {path}"), f"POST {path}")
+        return [type(self)(self._api, parsed(SandboxInfo, item, f"POST {path}")) for item in page.data]
 
     def _took(self, method: str, verb: str | None, content: Any = None) -> Self:
         path = sandbox_path(self.id) if verb is None else sandbox_path(self.id, verb)

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from runra.contract import REVEAL, SandboxInfo
 from runra.contract import SandboxConfig as Config
-from runra.contract import SandboxInfo
 from runra.sdk._sync.api import Api
 from runra.sdk._sync.sandbox import Sandbox
 from runra.sdk.concurrency_sync import undo
@@ -50,7 +50,7 @@ class Sandboxes:
         Raises RunraError INVALID_REQUEST for a bad option, RESOURCE_EXHAUSTED when the server is full, NETWORK_ERROR
         when no answer came; on a timeout, `details["idempotencyKey"]` repeated finds the sandbox if it was made.
         """
-        body = checked(Config, merged(config, options, "create")).to_wire()
+        body = checked(Config, merged(config, options, "create")).to_wire(REVEAL)
         key = idempotency_key or new_key()
         try:
             answer = self._api.call(

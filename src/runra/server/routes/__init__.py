@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from runra.server.routes import commands, events, files, images, keys, metrics, ports, processes, sandboxes, terminals
+from runra.server.routes import (
+    commands,
+    events,
+    files,
+    images,
+    keys,
+    metrics,
+    ports,
+    processes,
+    sandboxes,
+    snapshots,
+    terminals,
+    volumes,
+)
 from runra.server.routing import Routes
 
 #: In the order they are tried: the busiest first.
@@ -18,5 +31,7 @@ ALL: Final[tuple[Routes, ...]] = (
     ports.routes,
     metrics.routes,
     keys.routes,
+    snapshots.routes,
+    volumes.routes,
     images.routes,
 )

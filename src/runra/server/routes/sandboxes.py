@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 from starlette.responses import Response
 
-from runra.contract import Page, SandboxConfig, SandboxInfo, SandboxPatch, SandboxState
+from runra.contract import Network, Page, SandboxConfig, SandboxInfo, SandboxPatch, SandboxState
 from runra.errors import RunraError
 from runra.server.answers import answer, page, plain
 from runra.server.calls import Query
@@ -73,6 +73,13 @@ async def get_sandbox(call: Caller) -> Response:
 async def change_sandbox(call: Caller, body: SandboxPatch) -> Response:
     """Change `timeoutMs`, `idleTimeoutMs` or `metadata` (which is replaced whole)."""
     await call.sandbox.update(body)
+    return answer(call.info())
+
+
+@routes.route("PUT", "/sandboxes/{id}/network", scope="sandbox:create", answer=SandboxInfo)
+async def change_network(call: Caller, body: Network) -> Response:
+    """Replace what the sandbox may reach, and its secrets, at once: connections the new policy forbids are cut."""
+    await call.sandbox.update_network(body)
     return answer(call.info())
 
 

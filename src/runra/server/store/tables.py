@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 #: Constraint names are fixed so that a migration can find them again on every database.
 metadata: Final = MetaData(
@@ -22,6 +35,7 @@ organizations: Final = Table(
     Column("id", String(32), primary_key=True),
     Column("name", String(128), nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("quotas", JSON(none_as_null=True)),
 )
 
 api_keys: Final = Table(
@@ -84,3 +98,22 @@ idempotency: Final = Table(
     Column("response", JSON(none_as_null=True)),
     Column("created_ms", BigInteger, nullable=False, index=True),
 )
+
+
+def _kept(name: str) -> Table:
+    """What an organization keeps under names of its own. `state` is creating, ready or deleting (`kept.py`)."""
+    return Table(
+        name,
+        metadata,
+        Column("id", String(32), primary_key=True),
+        Column("organization_id", String(32), ForeignKey("organizations.id"), nullable=False),
+        Column("name", String(63)),
+        Column("state", String(16), nullable=False),
+        Column("created_at", String(32), nullable=False),
+        Column("info", JSON(none_as_null=True)),
+        UniqueConstraint("organization_id", "name"),
+    )
+
+
+snapshots: Final = _kept("snapshots")
+volumes: Final = _kept("volumes")

@@ -18,6 +18,7 @@ from runra.runtime.llms.wires import (
     messages_requests,
     responses_answers,
     responses_requests,
+    responses_written,
 )
 from runra.sdk.sse import ServerEvent
 
@@ -75,5 +76,5 @@ READERS: Final[dict[Format, Reader]] = {
 WRITERS: Final[dict[Format, Writer]] = {
     "messages": Writer(messages_requests.decode, messages_answers.Encoder, messages_answers.encode_answer),
     "chat": Writer(chat_requests.decode, chat_answers.Encoder, chat_answers.encode_answer),
-    "responses": Writer(responses_requests.decode, responses_answers.Encoder, responses_answers.encode_answer),
+    "responses": Writer(responses_requests.decode, responses_written.Encoder, responses_written.encode_answer),
 }

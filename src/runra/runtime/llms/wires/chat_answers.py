@@ -23,7 +23,7 @@ from runra.runtime.llms.types import (
     ThinkingBlock,
     Usage,
 )
-from runra.runtime.llms.wires.parts import count, mapping, new_id, objects, sse, text
+from runra.runtime.llms.wires.parts import UNSIGNED, count, mapping, new_id, objects, sse, text
 from runra.sdk.sse import ServerEvent
 
 _STOPS: Final[dict[str, StopReason]] = {
@@ -161,7 +161,8 @@ class Decoder:
     def _close(self) -> list[StreamEvent]:
         closed: list[StreamEvent] = [BlockEnded(index) for index in self._open_calls]
         if self._prose is not None:
-            closed.append(BlockEnded(self._prose[1]))
+            kind, index = self._prose
+            closed.append(BlockEnded(index, UNSIGNED if kind == "thinking" else ""))
         self._prose, self._open_calls = None, []
         self._calls = {}
         return closed

@@ -13,6 +13,7 @@ from runra.runtime.llms.types import (
     Message,
     OutputSchema,
     TextBlock,
+    ThinkingBlock,
     Tool,
     ToolResultBlock,
     ToolUseBlock,
@@ -24,6 +25,7 @@ from runra.runtime.llms.wires.parts import (
     invalid,
     mapping,
     objects,
+    own_thinking,
     parameters,
     result_text,
     sequence,
@@ -149,7 +151,8 @@ def encode(request: LLMRequest, target: Target) -> dict[str, Any]:
     system, messages = split_system(request)
     written: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for role, blocks in turns(messages):
-        written += _assistant(blocks) if role == "assistant" else _user(blocks)
+        # OpenAI's own models keep their reasoning to themselves and refuse the field; others go on from it.
+        written += _assistant(blocks, target.provider.id != "openai") if role == "assistant" else _user(blocks)
     body: dict[str, Any] = {
         "model": request.model or target.model,
         "messages": written,
@@ -195,7 +198,8 @@ def encode(request: LLMRequest, target: Target) -> dict[str, Any]:
     return {**body, **request.extra}
 
 
-def _assistant(blocks: list[Block]) -> list[dict[str, Any]]:
+def _assistant(blocks: list[Block], with_reasoning: bool) -> list[dict[str, Any]]:
+    thoughts = [block.text for block in blocks if isinstance(block, ThinkingBlock) and own_thinking(block, "chat")]
     said = "".join(block.text for block in blocks if isinstance(block, TextBlock))
     calls = [
         {
@@ -208,7 +212,10 @@ def _assistant(blocks: list[Block]) -> list[dict[str, Any]]:
     ]
     if not said and not calls:
         return []
-    return [{"role": "assistant", "content": said or None, **({"tool_calls": calls} if calls else {})}]
+    message: dict[str, Any] = {"role": "assistant", "content": said or None}
+    if thoughts and with_reasoning:
+        message["reasoning_content"] = "".join(thoughts)
+    return [{**message, "tool_calls": calls} if calls else message]
 
 
 def _user(blocks: list[Block]) -> list[dict[str, Any]]:

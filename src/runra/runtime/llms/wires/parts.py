@@ -71,6 +71,8 @@ def invalid(what: str) -> Exception:
 
 # -- signatures -------------------------------------------------------------------------------------------------------
 
+#: In place of a signature where a format has none: Chat's reasoning is given back as it is.
+UNSIGNED: Final = "unsigned"
 #: Marks a signature of another format inside a client's own: `runra1.<format>.<signature>`.
 _PACKED: Final = "runra1."
 

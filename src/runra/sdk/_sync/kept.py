@@ -1,0 +1,71 @@
+"""What outlives sandboxes: snapshots of their files, and volumes."""
+
+# Made from `_async/kept.py` by scripts/generate_sync.py: change that one.
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from runra.contract import SnapshotInfo, VolumeAccess, VolumeCreate, VolumeInfo
+from runra.errors import RunraError
+from runra.sdk._sync.admin import every
+from runra.sdk._sync.api import Api
+from runra.sdk.types import checked, merged, parsed
+
+
+def _path(collection: str, reference: str) -> str:
+    if not isinstance(reference, str) or not reference or reference in (".", ".."):
+        raise RunraError("INVALID_REQUEST", f"{reference!r} is no id or name", details={"value": str(reference)[:80]})
+    return f"/{collection}/{quote(reference, safe='')}"
+
+
+class Snapshots:
+    """Snapshots of this key's organization. `sandbox.snapshot(name)` takes one, and
+    `sandboxes.create(image="snapshot:<name or id>")` makes a sandbox of it."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def list(self) -> list[SnapshotInfo]:
+        """All of them, newest first."""
+        return every(self._api, "/snapshots", SnapshotInfo)
+
+    def get(self, reference: str) -> SnapshotInfo:
+        """The snapshot with this id or name. Raises INVALID_REQUEST (status 404) when there is none."""
+        answer = self._api.call("GET", _path("snapshots", reference))
+        return parsed(SnapshotInfo, answer.json("GET /snapshots"), "GET /snapshots")
+
+    def delete(self, reference: str) -> None:
+        """Delete a snapshot by id or name. Sandboxes made from it lose nothing."""
+        self._api.call("DELETE", _path("snapshots", reference))
+
+
+class Volumes:
+    """Volumes of this key's organization: named folders that outlive sandboxes. Mount one with
+    `sandboxes.create(volumes=[{"name": …, "path": …}])`."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(self, name: str, *, size_mb: int | None = None, access: VolumeAccess | None = None) -> VolumeInfo:
+        """Make an empty volume of at most `size_mb` MB (10,240 when unset).
+
+        `access`: `single-writer` (when unset) lets one sandbox at a time mount it for writing, `many-writers` any
+        number; readers are always welcome. Raises INVALID_STATE when the name is taken.
+        """
+        request = checked(VolumeCreate, merged(None, {"name": name, "size_mb": size_mb, "access": access}, "create"))
+        answer = self._api.call("POST", "/volumes", content=request.to_wire())
+        return parsed(VolumeInfo, answer.json("POST /volumes"), "POST /volumes")
+
+    def list(self) -> list[VolumeInfo]:
+        """All of them, newest first, with what they hold and which sandboxes have them."""
+        return every(self._api, "/volumes", VolumeInfo)
+
+    def get(self, reference: str) -> VolumeInfo:
+        """The volume with this id or name. Raises INVALID_REQUEST (status 404) when there is none."""
+        answer = self._api.call("GET", _path("volumes", reference))
+        return parsed(VolumeInfo, answer.json("GET /volumes"), "GET /volumes")
+
+    def delete(self, reference: str) -> None:
+        """Delete a volume by id or name, and all in it. Raises INVALID_STATE while a sandbox has it."""
+        self._api.call("DELETE", _path("volumes", reference))

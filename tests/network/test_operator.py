@@ -1,0 +1,116 @@
+"""What an operator sets: ranges opened, limits, and rules that somebody else removes."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from runra.node.network import namespaces
+from runra.node.network.nft import Nft
+from tests.hosting import until
+from tests.network.conftest import Net
+from tests.network.internet import CGNAT, GOOD, METADATA, PRIVATE
+
+
+@pytest.mark.parametrize(
+    "opening", [{"open_ranges": ("10.9.9.0/24",)}, {"organization_ranges": {"org_test": ("10.9.9.0/24",)}}]
+)
+async def test_an_opened_range(internet: Any, settings: dict[str, Any], tmp_path: Any, opening: dict[str, Any]) -> None:
+    internet.clear()
+    from runra.node.network.settings import NetworkSettings
+    from tests.hosting import start_host, stop_host
+
+    host = await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings, **opening))
+    net = Net(host, internet)
+    try:
+        free = await net.sandbox()
+        named = await net.sandbox({"allow": ["private.example", CGNAT]})
+        get = "GET / HTTP/1.1\\r\\nHost: private.example\\r\\nConnection: close\\r\\n\\r\\n"
+        for sandbox in (free, named):
+            assert PRIVATE in (await net.out(sandbox, f'http("{PRIVATE}", "{get}")'))["data"]
+            await net.out(sandbox, f'http("{METADATA}", "{get}")')
+            assert not (await net.out(sandbox, f'tcp("{CGNAT}", 5432, "x")')).get("data")
+        assert not internet.at(METADATA)
+        assert not internet.at(CGNAT)
+    finally:
+        await stop_host(host)
+
+
+class TestLimits:
+    @pytest.fixture
+    def settings(self, internet: Any) -> dict[str, Any]:
+        from tests.network.internet import DNS
+
+        return {"dns": (DNS,), "ca_file": internet.ca, "ready": 1, "connections": 5, "bandwidth_mbit": 8}
+
+    @pytest.mark.parametrize("egress", [None, {"allow": [GOOD]}])
+    async def test_connections(self, net: Net, egress: Any) -> None:
+        sandbox = await net.sandbox(egress)
+        got = await net.probe(
+            sandbox,
+            f"""
+links, out = [], 0
+for _ in range(8):
+    try:
+        link = socket.create_connection(("{GOOD}", 5432), timeout=T)
+        link.sendall(b"x")
+        if link.recv(5) == b"got x":
+            out += 1
+        links.append(link)
+    except OSError:
+        pass
+""",
+        )
+        assert got == 5
+
+    async def test_bandwidth(self, net: Net) -> None:
+        sandbox = await net.sandbox()
+        # 8 Mbit/s are a megabyte a second; a burst of one and a quarter comes on top.
+        got = await net.probe(
+            sandbox,
+            f"""
+started = time.monotonic()
+done = tcp("{GOOD}", 80, "GET /bytes?n=4000000 HTTP/1.0\\r\\n\\r\\n", 1 << 24)
+out = [done["ok"], time.monotonic() - started]
+""",
+        )
+        assert got[0]
+        assert got[1] > 1.5
+
+
+async def test_rules_that_were_flushed_come_back(net: Net, monkeypatch: Any) -> None:
+    sandbox = await net.sandbox()
+    network: Any = net.host.node._network
+    await network._run(lambda: network._nft.run(f"delete table inet {network._table.name}"))
+    assert not await network._stands()
+    # What comes next notices, and makes them again for everybody.
+    await net.sandbox()
+    assert await network._stands()
+    assert (await net.out(sandbox, 'tls("good.example", "good.example")'))["ok"]
+    assert not (await net.out(sandbox, f'tcp("{METADATA}", 80)'))["ok"]
+
+
+async def test_nothing_is_left(net: Net) -> None:
+    """After the last sandbox no interface, address, rule or namespace of ours remains; its connections are ended."""
+    network: Any = net.host.node._network
+    sandbox = await net.sandbox()
+    assert (await net.out(sandbox, f'udp("{GOOD}", 9999)'))["ok"]
+    assert sandbox.guest is not None
+    source = sandbox.guest.address
+    await until(lambda: any(e["state"] == "opened" for e in net.events(sandbox)))
+    await sandbox.terminate()
+    await until(lambda: source not in network._guests)
+    # What the kernel counted of its connections is told as they are ended.
+    ended = [e for e in net.events(sandbox) if e["state"] == "closed" and e["address"] == GOOD]
+    assert ended[0]["bytesSent"] > 0
+    assert ended[0]["bytesReceived"] > 0
+    await net.host.node.settled()
+    await net.host.node.close()
+    await until(lambda: not any(network._table.prefix in name for _, name in socket.if_nameindex()))
+    assert not any(used.overlaps(network.range) for used in namespaces.addresses_in_use())
+    nft = Nft()
+    assert network._table.name not in nft.run("list tables")
+    nft.close()
+    await net.host.node.start()
