@@ -39,7 +39,6 @@ from runra.node.volumes import VolumeRecord, Volumes
 log = logging.getLogger(__name__)
 
 
-
 class Node:
     """Owner of every sandbox on this host. `start` before use; after `close` the sandboxes live on."""
 

@@ -18,7 +18,7 @@ from runra.errors import RunraError
 from runra.runtime.options import RunraOptions, checked_options, one_shape
 from runra.sdk.settings import DEFAULT_API_URL, config_path
 
-#: Environment variables and the options they set (spec 1, Runtime); the number says which are whole numbers.
+#: Environment variables and the options they set (spec 1, Runtime), and whether those are whole numbers.
 ENVIRONMENT: Final[dict[str, tuple[str, bool]]] = {
     "RUNRA_API_KEY": ("sandbox.apiKey", False),
     "RUNRA_API_URL": ("sandbox.apiUrl", False),

@@ -72,7 +72,6 @@ class Runra:
         if chosen.log_level is not None:
             logging.getLogger("runra").setLevel(_LEVELS[chosen.log_level])
         self._llm: LLMProvider | None = None
-        self._owned: dict[str, Sandbox] = {}
         self._tasks = Tasks()
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
@@ -111,7 +110,8 @@ class Runra:
         require(provider.id, provider.capabilities, needs_of_create(wanted))
         await self._open()
         handle = await provider.create(wanted)
-        sandbox = self._owned[handle.id] = Sandbox(self._session, handle)
+        sandbox = Sandbox(self._session, handle)
+        self._session.owned[handle.id] = sandbox.terminate
         self._session.tell("sandbox.created", handle.id, {"image": handle.image})
         self._session.tell("sandbox.started", handle.id, {})
         self._session.follow(handle.id, from_start=True)
@@ -149,7 +149,7 @@ class Runra:
 
     def keep_sandbox(self, sandbox: Sandbox) -> None:
         """Let a sandbox live on after `dispose`."""
-        self._owned.pop(sandbox.id, None)
+        self._session.owned.pop(sandbox.id, None)
 
     # --- agents --------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,6 @@ class Runra:
         if params.sandbox_id is None:
             async with await self._create(params.sandbox_options, {}) as sandbox:
                 yield sandbox
-            self._owned.pop(sandbox.id, None)
             return
         found = await self.get_sandbox(params.sandbox_id)
         if found is None:
@@ -249,15 +248,16 @@ class Runra:
             return max(0.5, deadline - time.monotonic())
 
         await self._tasks.close(left())
-        alive = [sandbox for sandbox in self._owned.values() if sandbox.state != "terminated"]
-        if alive:
-            ends = [asyncio.ensure_future(sandbox.terminate()) for sandbox in alive]
-            await asyncio.wait(ends, timeout=left())
-            for sandbox, end in zip(alive, ends, strict=True):
-                end.cancel()
-                if not end.done() or end.cancelled() or end.exception() is not None:
-                    _log.error("sandbox %s could not be ended and may still run: end it by its id", sandbox.id)
-        self._owned.clear()
+        ends = {id: asyncio.create_task(end()) for id, end in self._session.owned.items()}
+        if ends:
+            await asyncio.wait(ends.values(), timeout=left())
+        for id, end in ends.items():
+            if not end.done() or end.cancelled() or end.exception() is not None:
+                _log.error("sandbox %s could not be ended and may still run: end it by its id", id)
+            end.cancel()
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening}, timeout=1.0)
         await self._session.close(min(left(), 10.0))
         await gathered(*self._parts(left))
 
@@ -294,7 +294,16 @@ class Runra:
             given["apiKey"] = chosen.sandbox.api_key
         if chosen.sandbox.api_url is not None:
             given["apiUrl"] = chosen.sandbox.api_url
-        await self._session.provider.initialize(given)
+        provider = self._session.provider
+        await provider.initialize(given)
+        try:
+            await self._connect_others()
+        except BaseException:
+            await provider.dispose()
+            raise
+
+    async def _connect_others(self) -> None:
+        chosen = self._resolved.options
         if self._make_llm is not None and chosen.llm is not None and self._llm is None:
             llm = self._make_llm()
             await llm.initialize(chosen.llm.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, cast
 
@@ -31,6 +31,8 @@ class Session:
         self.bus = Bus()
         self.run = Run()
         self.told = "events" in provider.capabilities
+        #: What ends each sandbox that was made here and has not ended, as far as is known.
+        self.owned: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         self._ids = EventIds("r")
         self._following: dict[str, _Follower] = {}
         #: Sandboxes that will be followed once somebody listens.
@@ -67,6 +69,7 @@ class Session:
 
     def ended(self, sandbox_id: str, reason: str, ran_ms: int) -> None:
         """Tell, once, that a sandbox is gone, whoever noticed first."""
+        self.owned.pop(sandbox_id, None)
         if sandbox_id not in self._ended:
             self._ended[sandbox_id] = None
             if len(self._ended) > _REMEMBERED:
@@ -173,6 +176,7 @@ class _Follower:
                     if event.type == "sandbox.started":
                         self._connected.set()
                     elif event.type == "sandbox.terminated":
+                        self._session.owned.pop(self._sandbox_id, None)
                         return
         except RunraError as error:
             _log.warning("sandbox %s: its events can no longer be followed: %s", self._sandbox_id, error)
