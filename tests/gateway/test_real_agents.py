@@ -84,16 +84,18 @@ async def test_every_agent_on_every_model(agent: str, speaks: str) -> None:
         assert len(here.events) == len(model.seen) == (3 if agent == "opencode" else 2)  # with its title
 
 
-@pytest.mark.parametrize("agent", PACKAGES)
+STOPS: list[tuple[str, Any, RunLimits | None]] = [
+    ("budget", Say("never asked"), RunLimits(max_cost=0.005)),
+    ("turns", Say("never asked"), RunLimits(max_turns=1)),
+    ("auth", Fault("401"), None),
+]
+# In the middle of an answer opencode hears of it as well, and makes no further call, but may take minutes to leave.
+MIDDLE = ("budget", Say("word " * 8000, pieces=400, pause=0.002), RunLimits(max_cost=0.5))
+
+
 @pytest.mark.parametrize(
-    ("kind", "step", "limits"),
-    [
-        ("budget", Say("never asked"), RunLimits(max_cost=0.005)),
-        ("turns", Say("never asked"), RunLimits(max_turns=1)),
-        ("budget", Fault("endless"), RunLimits(max_cost=0.5)),
-        ("auth", Fault("401"), None),
-    ],
-    ids=["budget", "turns", "budget in the middle", "auth"],
+    ("agent", "kind", "step", "limits"),
+    [(agent, *stop) for agent in PACKAGES for stop in STOPS] + [(agent, *MIDDLE) for agent in ("claude", "codex")],
 )
 async def test_an_agent_stops_when_it_must(agent: str, kind: str, step: Any, limits: RunLimits | None) -> None:
     async with ScriptedModel(then(step)) as model, stand(model, "chat", limits) as here:
