@@ -25,9 +25,10 @@ install: $(NATIVE) ## .venv with everything in it, C parts compiled; what the ma
 demo: install ## a server of its own and the main job, with real output
 	@$(BIN)/python examples/demo.py
 
-test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan
+test: install lint ## the linters, then all tests on real sandboxes; the agent again under ASan and UBSan, the parsers fuzzed
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
+	fuzz/run.sh 20
 
 attacks: install ## only the attacks on the walls
 	$(BIN)/python -m pytest -n $(WORKERS) tests/attacks
@@ -42,19 +43,27 @@ lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_sync.py --check
+	$(BIN)/python scripts/generate_blocking.py --check
+	$(BIN)/python scripts/generate_providers.py --check
 	$(BIN)/python scripts/generate_events.py --check
 
 native: ## compile the agent and the launcher again
 	$(BIN)/python build_native.py
 	@touch $(NATIVE)
 
-generate: install ## the SDK's sync half from its async half, the catalogue of events in docs/
+generate: install ## what is made from other sources: both sync halves, the tables of providers and events in docs/
 	$(BIN)/python scripts/generate_sync.py
+	$(BIN)/python scripts/generate_blocking.py
+	$(BIN)/python scripts/generate_providers.py
 	$(BIN)/python scripts/generate_events.py
 
-bench: install ## the table of benchmarks/
+bench: install ## every benchmark of benchmarks/, some minutes
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/ingress.py
+	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/snapshots.py
+	$(BIN)/python benchmarks/exporters.py
+	$(BIN)/python benchmarks/gateway.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

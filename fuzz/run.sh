@@ -19,7 +19,7 @@ libfuzzer() { # NAME SOURCE…
     shift
     if ! "$clang" -std=gnu11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         -o "$dir/fuzz_$name" "$@" 2>"$dir/$name.build"; then
-        echo "$name: skipped, it does not compile (no libFuzzer? apt-get install clang libclang-rt-14-dev): $dir/$name.build"
+        echo "$name: skipped, it does not compile (no libFuzzer? apt-get install clang libclang-rt-dev): $dir/$name.build"
         return
     fi
     if "$dir/fuzz_$name" -max_total_time="$each" -timeout=10 -rss_limit_mb=512 -max_len=8192 \
@@ -36,7 +36,7 @@ if [ -n "$clang" ]; then
     libfuzzer frames fuzz/fuzz_frames.c guest/frames.c
     libfuzzer tar fuzz/fuzz_tar.c
 else
-    echo "frames, tar: skipped, no clang here: apt-get install clang libclang-rt-14-dev"
+    echo "frames, tar: skipped, no clang here: apt-get install clang libclang-rt-dev"
 fi
 if "$python" fuzz/fuzz_link.py "$each" "$dir/link" >"$dir/link.log" 2>&1; then
     echo "link: $(grep -Eo 'Done [0-9]* runs|[0-9]+ inputs' "$dir/link.log" | tail -1)"

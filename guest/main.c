@@ -40,16 +40,17 @@ static int given_fd(int argc, char **argv, bool *handed) {
     int fd = -1, accepts = 0, kind = 0;
     socklen_t size = sizeof accepts;
     char *end = NULL;
-    *handed = argc == 3 && !strcmp(argv[1], "--pass-fd");
-    if (*handed || (argc == 3 && !strcmp(argv[1], "--listen-fd"))) fd = (int)strtol(argv[2], &end, 10);
-    bool fine = fd >= 0 && !*end;
+    *handed = argc >= 3 && !strcmp(argv[1], "--pass-fd");
+    if (*handed || (argc >= 3 && !strcmp(argv[1], "--listen-fd"))) fd = (int)strtol(argv[2], &end, 10);
+    bool fine = fd >= 0 && !*end && (argc == 3 || (argc == 5 && !strcmp(argv[3], "--max-commands")));
+    if (fine && argc == 5) fine = proc_limit(strtol(argv[4], &end, 10)) && !*end;
     if (fine && *handed)
         fine = getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_STREAM;
     else if (fine)
         fine = fd > 2 && getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) == 0 && accepts;
     if (!fine) {
-        dprintf(2, "usage: runra-agent --listen-fd N, a listening Unix socket, N above 2\n"
-                   "       runra-agent --pass-fd N, a Unix stream socket over which connections are passed\n");
+        dprintf(2, "usage: runra-agent --listen-fd N [--max-commands M], a listening Unix socket, N above 2\n"
+                   "       runra-agent --pass-fd N [--max-commands M], a Unix stream socket that passes connections\n");
         exit(2);
     }
     if (fd < 3) { /* standard input, say, where a wall can be given nothing else */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -80,11 +81,25 @@ struct proc *proc_by_tag(const char *tag) {
 
 static bool over(const struct proc *p) { return p->state == P_FINISHED && p->control.fd < 0; }
 
+static size_t live_max = LIVE_MAX;
+
+bool proc_limit(long most) {
+    if (most < 1 || most > LIVE_MAX) return false;
+    live_max = (size_t)most;
+    return true;
+}
+
+const char *proc_limit_words(void) {
+    static char words[64];
+    snprintf(words, sizeof words, "%zu commands and file operations run at once, its most", live_max);
+    return words;
+}
+
 bool proc_limit_reached(void) {
     size_t live = 0;
     struct proc *p;
     TAILQ_FOREACH(p, &all, all) live += !over(p);
-    return live >= LIVE_MAX;
+    return live >= live_max;
 }
 
 /* Forget what is beyond the bounds, oldest first. */

@@ -84,7 +84,9 @@ void proc_settle(struct proc *p);
 void proc_list(uint32_t stream);
 void proc_tell_exit(struct proc *p); /* and end its stream; frees file work */
 int proc_signal(struct proc *p, int signum, uint32_t stream);
+bool proc_limit(long most); /* how many may run at once; false: more than can be kept */
 bool proc_limit_reached(void);
+const char *proc_limit_words(void);
 
 /* stdio.c */
 void output_ready(struct watch *w, uint32_t events);

@@ -40,7 +40,7 @@ static bool start(uint32_t stream, const struct request *r) {
     }
     enum stage stage;
     int error = proc_start(stream, r, &stage);
-    if (error) conn_error(stream, error, stage, strerror(error));
+    if (error) conn_error(stream, error, stage, stage == STAGE_LIMIT ? proc_limit_words() : strerror(error));
     return true;
 }
 
@@ -66,7 +66,7 @@ static bool work(uint32_t stream, const struct request *r) {
     enum stage stage;
     if (!files_known((int)r->number[T_OP]) || !request_text(r, T_PATH)) return false;
     int error = proc_start_work(stream, r, &stage);
-    if (error) conn_error(stream, error, stage, strerror(error));
+    if (error) conn_error(stream, error, stage, stage == STAGE_LIMIT ? proc_limit_words() : strerror(error));
     return true;
 }
 

@@ -6,8 +6,7 @@
  * agent's standard input, because this wall cannot be given a listening socket. The keeper reads nothing that comes
  * from the sandbox.
  *
- * Descriptors as laid out: 2 the wall's errors, 3 the report, 4 the listening socket, 5 the user namespace; or, with
- * a network of its own, 5 that network's namespace and 6 the user namespace.
+ * Descriptors as laid out: 2 the wall's errors, 3 the report, 4 the listening socket, then the user namespace.
  */
 #include "launcher.h"
 
@@ -49,12 +48,12 @@ static void mount_overlay(const char *target, const char *options) {
     close(root);
 }
 
-static void enter_namespaces(int userns) {
+static void enter_namespaces(int userns, bool networked) {
     if (setns(userns, CLONE_NEWUSER) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
         fail("enter", "user namespace");
     close(userns);
-    if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID) < 0)
-        fail("make", "namespaces");
+    int kinds = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID;
+    if (unshare(networked ? kinds : kinds | CLONE_NEWNET) < 0) fail("make", "namespaces");
 }
 
 static void make_mounts(const struct overlay *overlays, int count) {
@@ -63,6 +62,10 @@ static void make_mounts(const struct overlay *overlays, int count) {
     if (mount("state", STATE, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700,size=8m") < 0)
         fail("mount", STATE);
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0) fail("mount", "/proc");
+    /* runsc of 2022 takes a network namespace in which rmem_default exists for the host's own, and refuses to use it;
+     * on newer kernels it exists in all of them. */
+    if (mount("none", "/proc/sys/net/core", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k") < 0)
+        fail("cover", "/proc/sys/net/core");
 }
 
 /* The wall's starter is a child that ends when the wall stands; the wall itself is then ours to reap. */
@@ -152,11 +155,11 @@ static _Noreturn void run_keeper(const struct overlay *overlays, int count, char
     serve(wall, pair[0], signals);
 }
 
-void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns) {
+void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns, bool networked) {
     int ready[2];
     if (pipe2(ready, O_CLOEXEC) < 0) fail("pipe", "keeper");
     fcntl(REPORT_FD, F_SETFD, FD_CLOEXEC);
-    enter_namespaces(userns);
+    enter_namespaces(userns, networked);
     pid_t keeper = fork();
     if (keeper < 0) fail("fork", "keeper");
     if (keeper == 0) {

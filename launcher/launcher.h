@@ -19,7 +19,10 @@ _Noreturn void fail(const char *what, const char *value);
 /* Turn this child into the sandbox's program; returns only on failure, having written why to descriptor 2. */
 void stage_and_exec(char **words, const int *fds, int fd_count);
 
-/* keeper.c: start ARGV in namespaces of its own, and stay as its keeper. */
-_Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns);
+/* keeper.c: start ARGV in namespaces of its own (the network's may be there already), and stay as its keeper. */
+_Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns, bool networked);
+
+/* network.c: move what a network namespace holds into a new one that the user namespace owns, and stay in that. */
+void hand_over_network(int from, int userns);
 
 #endif

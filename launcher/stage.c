@@ -6,7 +6,9 @@
  *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are;
  *                            idmap-ro, plain-ro: and read-only, which nothing inside can lift
  *   cgroup FILE              enter the cgroup with this cgroup.procs
- *   netns                    enter the network namespace that is the last attached descriptor
+ *   netns                    enter the network namespace that is the last attached descriptor; with keep, move what is
+ *                            in it to one that the user namespace owns
+ *   files N                  how many descriptors a process may have
  *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
@@ -36,6 +38,8 @@
 
 #define MOUNTS_MAX 160 /* an image may have 127 layers */
 #define MEMLOCK_BYTES (8 << 20) /* memory a sandbox may keep from being reclaimed: the kernel's own default */
+#define FILES_USUAL 65536 /* descriptors a process has without asking for more */
+#define FILES_MAX (1 << 20)
 #define FIRST_SPARE 64 /* where descriptors are parked while 0… are being laid out */
 
 struct mount_request {
@@ -199,7 +203,9 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     int mount_count = 0, overlay_count = 0;
     int userns = -1;
     bool keep = false;
+    int netns = -1;
     const char *nested = "0";
+    rlim_t files = FILES_MAX;
     for (char **word = words; *word;) {
         if (strcmp(word[0], "ids") == 0 && word[1] && word[2]) {
             base = (unsigned)strtoul(word[1], NULL, 10);
@@ -218,10 +224,13 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             write_file(word[1], "0");
             word += 2;
         } else if (strcmp(word[0], "netns") == 0 && fd_count > 3) {
-            if (setns(fds[--fd_count], CLONE_NEWNET) < 0) fail("enter", "network namespace");
+            netns = fds[--fd_count];
             word += 1;
         } else if (strcmp(word[0], "nested") == 0 && word[1]) {
             nested = word[1];
+            word += 2;
+        } else if (strcmp(word[0], "files") == 0 && word[1]) {
+            files = strtoul(word[1], NULL, 10);
             word += 2;
         } else if (strcmp(word[0], "keep") == 0) {
             keep = true;
@@ -234,6 +243,10 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             fail("read", word[0]);
         }
     }
+    if (netns >= 0 && keep && userns >= 0)
+        hand_over_network(netns, userns);
+    else if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
+        fail("enter", "network namespace");
     if (mount_count) attach_mounts(mounts, mount_count);
     if (keep) {
         make_point(STAGE "/root", true);
@@ -242,7 +255,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     lay_out(fds, fd_count, userns);
     error_fd = STDERR_FILENO;
     limit(RLIMIT_CORE, 0, 0);
-    limit(RLIMIT_NOFILE, 65536, 1048576);
+    limit(RLIMIT_NOFILE, files < FILES_USUAL ? files : FILES_USUAL, files);
     limit(RLIMIT_MEMLOCK, MEMLOCK_BYTES, MEMLOCK_BYTES);
     if (chdir("/") < 0) fail("chdir", "/");
     umask(022);
@@ -252,7 +265,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
-    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count);
+    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);
     fail("exec", argv[0]);

@@ -96,8 +96,6 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float 
 
 async def start_host(data_dir: Path, **settings: Any) -> Host:
     log = EventLog()
-    import os
-    settings.setdefault("isolation", os.environ.get("WALL", "bubblewrap"))
     node = Node(NodeSettings(data_dir=data_dir, **settings), log)
     host = Host(node)
     await node.start()

@@ -25,6 +25,7 @@ class Kind:
 _COMMAND: Final = {"command": "what runs, as given", "pid": "process id inside the sandbox"}
 _FAILURE: Final = {"code": "error code", "message": "what went wrong, and what to do"}
 _PATH: Final = {"path": "absolute, or from the sandbox's workdir"}
+_IMAGE: Final = {"reference": "which image"}
 _CALL: Final = {"id": "pairs a call with its result", "name": "the tool"}
 _MONEY: Final = {"amount": "cost so far", "currency": "USD unless configured"}
 
@@ -53,7 +54,9 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
         },
     ),
     "exec.streamed": Kind(
-        "A piece of a command's output.", "debug", {**_COMMAND, "stream": "stdout or stderr", "data": "the text"}
+        "A piece of a command's output. The server publishes none: output has its own stream.",
+        "debug",
+        {**_COMMAND, "stream": "stdout or stderr", "data": "the text"},
     ),
     "exec.error": Kind("A command could not be run, or was lost.", "error", {**_COMMAND, **_FAILURE}),
     "exec.timed_out": Kind(
@@ -64,15 +67,41 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
     "file.read": Kind("A file was read.", "debug", {**_PATH, "sizeBytes": "its size"}),
     "file.deleted": Kind("A file or folder was deleted or moved away.", fields={**_PATH, "movedTo": "its new path"}),
     "file.error": Kind("A file operation failed.", "error", {**_PATH, "operation": "which", "code": "error code"}),
-    "port.exposed": Kind("A port got a URL.", fields={"port": "the port", "url": "where it is reached"}),
+    "port.exposed": Kind(
+        "A port got a URL.",
+        fields={"port": "the port", "url": "where it is reached", "private": "whether it wants a token"},
+    ),
     "port.closed": Kind("A port's URL is gone.", fields={"port": "the port"}),
     "network.egress": Kind(
         "A connection out of a sandbox. A warning when it was denied.",
-        fields={"host": "where to", "port": "its port", "bytes": "sent and received", "allowed": "false when denied"},
+        fields={
+            "host": "where to, as far as it was named",
+            "address": "its address",
+            "port": "its port",
+            "protocol": "tcp or udp",
+            "allowed": "false when denied",
+            "state": "opened, closed or refused",
+            "reason": "why it was refused",
+            "bytesSent": "out of the sandbox, when it closed",
+            "bytesReceived": "into it",
+            "durationMs": "how long it was open",
+            "untold": "how many such events were left out before this one",
+        },
     ),
-    "resource.cpu": Kind("CPU used.", "debug", {"cpuMs": "CPU time so far"}),
+    "resource.cpu": Kind("CPU used.", "debug", {"cpuMs": "CPU time so far", "limitCores": "its ceiling"}),
     "resource.memory": Kind("Memory in use.", "debug", {"memoryBytes": "now", "limitBytes": "its ceiling"}),
     "resource.disk": Kind("Disk in use.", "debug", {"diskBytes": "now", "limitBytes": "its ceiling"}),
+    "image.progress": Kind(
+        "An image comes.",
+        "debug",
+        {**_IMAGE, "doneBytes": "so far", "totalBytes": "of all", "layersDone": "whole ones", "layers": "of all"},
+    ),
+    "image.ready": Kind(
+        "An image can be used.",
+        fields={**_IMAGE, "digest": "its digest", "sizeBytes": "its size", "durationMs": "how long it took"},
+    ),
+    "image.error": Kind("An image did not come.", "error", {**_IMAGE, **_FAILURE, "retryable": "whether to try again"}),
+    "image.deleted": Kind("An image was deleted.", fields=_IMAGE),
     "agent.thinking": Kind("The agent thinks; a turn of the model began.", "debug", {"text": "as far as it is told"}),
     "agent.tool_call": Kind("The agent calls a tool.", fields={**_CALL, "input": "its arguments"}),
     "agent.tool_result": Kind(
@@ -96,7 +125,7 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
             "currency": "of the cost",
             "totalCost": "of the run so far",
             "error": "why it failed",
-            "turn": "number of the turn",
+            "turn": "false for a call beside the agent's own work",
             "durationMs": "how long the call took",
         },
     ),
@@ -116,7 +145,8 @@ def level_of(type: EventType, data: Mapping[str, Any]) -> Level:
         or (type == "cost.llm" and bool(data.get("error")))
         or (type == "sandbox.terminated" and data.get("reason") not in _ORDINARY_ENDS)
     )
-    return "warn" if trouble else CATALOGUE[type].level
+    kind = CATALOGUE.get(type)
+    return "warn" if trouble else kind.level if kind is not None else "info"
 
 
 def at_least(event: Event, least: Level) -> bool:

@@ -183,8 +183,12 @@ class EventLog:
         organization_id: str = "",
         run_id: str = "",
         trace_id: str = "",
+        kept: bool = True,
     ) -> Event:
-        """Keep an event and hand it to the subscribers. Its run is the current one unless it is named."""
+        """Keep an event and hand it to the subscribers. Its run is the current one unless it is named.
+
+        One that is not `kept` is for those who listen now: it is not replayed, and pushes nothing else out.
+        """
         run = current_run.get()
         event = Event(
             id=self._ids.next(),
@@ -196,7 +200,8 @@ class EventLog:
             run_id=run_id or (run.id if run else ""),
             trace_id=trace_id or (run.trace_id if run else ""),
         )
-        self._events.append(event)
+        if kept:
+            self._events.append(event)
         for subscription in tuple(self._subscriptions):
             subscription.offer(event)
         return event
@@ -215,6 +220,11 @@ class EventLog:
                     subscription.offer(event)
         self._subscriptions.add(subscription)
         return subscription
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._subscriptions)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)

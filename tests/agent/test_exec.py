@@ -105,7 +105,7 @@ async def test_unknown_user(link: AgentLink, user: str) -> None:
 
 @pytest.mark.parametrize("size", [131_071, 131_072, 1_000_000, 1 << 20])
 async def test_long_commands(link: AgentLink, size: int) -> None:
-    tail = "\nls -l /proc/$$/fd | wc -l; echo ${#x} $0; exit 7"
+    tail = "\nls /proc/$$/fd | wc -l; echo ${#x} $0; exit 7"
     head = "x=$(cat <<'E'\n"
     end = "\nE\n)"
     fill = size - len(head) - len(end) - len(tail)

@@ -306,7 +306,9 @@ def exec_frame(stream: int, *more: tuple[Field, int | str]) -> bytes:
         HEADER.pack(1, Ask.PING, 0, 0, 1),
         HEADER.pack(0, Ask.PING, 1, 0, 1),
         HEADER.pack(0, Ask.PING, 0, 1, 1),
-        HEADER.pack(0, 13, 0, 0, 1),
+        HEADER.pack(0, 14, 0, 0, 1),
+        pack(Ask.CONNECT, 0, pack_fields([(Field.PORT, 8000)])),
+        pack(Ask.CONNECT, 1, b"\1"),
     ],
     ids=digest,
 )

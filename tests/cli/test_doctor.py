@@ -20,7 +20,7 @@ from tests.node.test_unprivileged import USER, as_user
 
 NAMES = {
     *("user", "kernel", "bubblewrap", "agent and launcher", "system-call filter", "user namespaces", "overlay"),
-    *("CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "sandbox"),
+    *("CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "gvisor", "sandbox"),
 }
 
 

@@ -40,7 +40,6 @@ def run_of_an_agent() -> list[Event]:
 
     return [
         at(0, "sandbox.created", {"image": "host"}),
-        at(10, "agent.thinking", {"text": "let me see"}),
         at(
             500,
             "cost.llm",
@@ -59,6 +58,7 @@ def run_of_an_agent() -> list[Event]:
         at(530, "file.read", {"path": "/workspace/a", "sizeBytes": 3}),
         at(720, "exec.completed", {"command": "ls -l", "pid": 7, "exitCode": 2, "durationMs": 200, "oom": False}),
         at(730, "agent.tool_result", {"id": "call_1", "name": "bash", "output": "a\n", "isError": False}),
+        at(880, "cost.llm", {"provider": "anthropic", "model": "m-2", "durationMs": 80, "turn": False}),
         at(900, "agent.message", {"text": "done"}),
         at(950, "cost.total", {"amount": 0.25, "currency": "USD"}),
     ]
@@ -72,7 +72,7 @@ async def test_a_run_becomes_one_trace_with_everything_in_its_place(protocol: st
         assert await it.flush()
         spans = {span.name: span for span in receiver.spans}
         assert set(spans) == {
-            "invoke_agent", "turn 1", "turn 2", "chat m-1", "execute_tool bash", "exec ls", "file.read"
+            "invoke_agent", "turn 1", "turn 2", "chat m-1", "chat m-2", "execute_tool bash", "exec ls", "file.read"
         }  # fmt: skip
         assert {span.trace_id.hex() for span in receiver.spans} == {TRACE}
         root = spans["invoke_agent"]
@@ -84,13 +84,14 @@ async def test_a_run_becomes_one_trace_with_everything_in_its_place(protocol: st
             "turn 1": "invoke_agent",
             "turn 2": "invoke_agent",
             "chat m-1": "turn 1",
+            "chat m-2": "turn 1",
             "execute_tool bash": "turn 1",
             "exec ls": "execute_tool bash",
             "file.read": "execute_tool bash",
         }
         lengths = {name: (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6 for name, span in spans.items()}
         assert lengths == {
-            "invoke_agent": 950, "turn 1": 890, "turn 2": 50, "chat m-1": 490, "execute_tool bash": 220, "exec ls": 200,
+            "invoke_agent": 950, "turn 1": 890, "turn 2": 50, "chat m-1": 490, "chat m-2": 80, "execute_tool bash": 220, "exec ls": 200,
             "file.read": 0,
         }  # fmt: skip
         assert attributes(root)["gen_ai.operation.name"] == "invoke_agent"

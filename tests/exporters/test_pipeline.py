@@ -170,7 +170,7 @@ async def test_what_cannot_work_is_not_tried_again_and_the_next_batch_has_its_ch
 
 async def test_a_batch_is_given_up_in_the_end() -> None:
     down = Recorder("down", failing())
-    async with running(Route(down, delivery=Delivery(flush_interval_ms=0, give_up_ms=50))) as pipeline:
+    async with running(Route(down, delivery=Delivery(flush_interval_ms=0, give_up_ms=350))) as pipeline:
         pipeline.offer(event())
         await until(lambda: pipeline.stats["down"].dropped == 1)
         assert down.attempts > 1

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runra.runtime.exporters import Redactor, secret_values
@@ -89,6 +89,7 @@ def test_innocent_data_stays_as_it_is() -> None:
 def test_known_values_are_kept_back_and_short_ones_are_left() -> None:
     told = cleaned({"text": "a opensesame b opensesame; x12", "n": ["opensesame!"]}, "opensesame", "x12", "")
     assert told == {"text": "a [redacted] b [redacted]; x12", "n": ["[redacted]!"]}
+    assert cleaned({"opensesame": 1, f"sk-{LONG}": 2}, "opensesame") == {"[redacted]": 2}
     assert cleaned({"t": "longer-one and longer"}, "longer", "longer-one") == {"t": "[redacted] and [redacted]"}
 
 
@@ -161,6 +162,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(max_size=20), JSON, max_size=8))
 def test_any_data_becomes_json_without_the_secret(data: dict[str, Any]) -> None:
     clean, size = Redactor(["opensesame"]).clean(event("agent.message", {**data, "with": ["opensesame", data]}))

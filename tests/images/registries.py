@@ -192,9 +192,9 @@ async def odd_registry() -> AsyncIterator[OddRegistry]:
     registry = OddRegistry()
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", registry.answer)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=1)
+    site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     registry.host = f"127.0.0.1:{runner.addresses[0][1]}"
     try:

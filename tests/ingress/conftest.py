@@ -48,7 +48,9 @@ class World:
 
     async def serve(self, sandbox_id: str, port: int = 3000, host: str = "127.0.0.1") -> None:
         """Start the app inside, and wait until it answers there."""
-        await self.api.call("PUT", f"/sandboxes/{sandbox_id}/files", params={"path": "/tmp/inside.py"}, data=APP.encode())
+        await self.api.call(
+            "PUT", f"/sandboxes/{sandbox_id}/files", params={"path": "/tmp/inside.py"}, data=APP.encode()
+        )
         command = {"argv": ["python3", "/tmp/inside.py", host, str(port)], "background": True}
         assert (await self.api.call("POST", f"/sandboxes/{sandbox_id}/execute", json=command)).status == 202
         wait = f"for i in $(seq 200); do python3 -c 'import socket; socket.create_connection((\"{host}\", {port}))' && exit; sleep 0.1; done 2>/dev/null"
@@ -129,7 +131,9 @@ async def started(settings: ServerSettings, *, leave: bool = False) -> AsyncIter
     key = (settings.data_dir / "bootstrap-key").read_text().strip()
     timeout = aiohttp.ClientTimeout(total=60)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
         try:
             yield World(settings, Client(settings.url, key, session), app, session, server)
         finally:

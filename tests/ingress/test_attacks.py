@@ -57,7 +57,7 @@ async def _bare(world: World) -> Preview:
 async def test_a_body_in_chunks_is_said_anew(preview: Preview) -> None:
     answer = await preview.raw(
         b"POST /seen HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: CHUNKED\r\nTrailer: X-T\r\nConnection: close\r\n\r\n"
-        b"3;ext=\"a\"\r\nabc\r\n00\r\nHost: evil\r\nX-T: 1\r\n\r\n"
+        b'3;ext="a"\r\nabc\r\n00\r\nHost: evil\r\nX-T: 1\r\n\r\n'
     )
     seen = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert seen["body"] == "abc"
@@ -112,6 +112,7 @@ ANSWERS = {
     "half a head": "HTTP/1.1 200 OK\r\nContent-Le",
     "a bad header": "HTTP/1.1 200 OK\r\nX Y: 1\r\n\r\n",
     "a NUL": "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+    "a control character": "HTTP/1.1 200 OK\r\nX: a\x01b\r\n\r\n",
     "a bare CR": "HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\n\r\n",
     "interim for ever": "HTTP/1.1 100 Continue\r\n\r\n" * 40,
     "a switch nobody asked for": "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nraw",
@@ -120,9 +121,7 @@ ANSWERS = {
 
 
 async def test_answers_that_are_none(preview: Preview) -> None:
-    await preview.world.api.call(
-        "PUT", f"/sandboxes/{preview.id}/files", params={"path": "/tmp/huge"}, data=b"x"
-    )
+    await preview.world.api.call("PUT", f"/sandboxes/{preview.id}/files", params={"path": "/tmp/huge"}, data=b"x")
     for name, raw in ANSWERS.items():
         if len(raw) > 8000:
             continue  # too long for a target; see the flood
@@ -245,12 +244,18 @@ async def test_a_page_cannot_use_the_api(preview: Preview) -> None:
     origin = preview.exposed["url"]
     world = preview.world
     for method in ("OPTIONS", "GET", "POST"):
-        headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        headers = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
         async with world.session.request(method, f"{world.settings.url}/v1/sandboxes", headers=headers) as answer:
             assert answer.status in (401, 405)
             assert not [name for name in answer.headers if name.lower().startswith("access-control")]
     # No cookie opens anything there, and none is ever set.
-    async with world.session.get(f"{world.settings.url}/v1/sandboxes", headers={"Cookie": f"Authorization={world.api.key}"}) as answer:
+    async with world.session.get(
+        f"{world.settings.url}/v1/sandboxes", headers={"Cookie": f"Authorization={world.api.key}"}
+    ) as answer:
         assert answer.status == 401
         assert "Set-Cookie" not in answer.headers
 
@@ -299,7 +304,8 @@ async def test_a_socket_asked_for_too_early(preview: Preview) -> None:
 
 async def test_other_upgrades_are_ordinary_requests(preview: Preview) -> None:
     answer = await preview.raw(
-        b"GET /seen HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n", 3
+        b"GET /seen HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n",
+        3,
     )
     assert answer.startswith(b"HTTP/1.1 200")
     seen: Any = json.loads(answer.partition(b"\r\n\r\n")[2])

@@ -52,8 +52,14 @@ async def test_keep_alive_and_a_pipeline(preview: Preview) -> None:
 async def test_old_servers_and_odd_answers(preview: Preview) -> None:
     for raw, expected in (
         ("HTTP/1.0%20200%20OK%0d%0a%0d%0auntil%20the%20end", b"until the end"),
-        ("HTTP/1.1%20200%20OK%0d%0aTransfer-Encoding:%20chunked%0d%0a%0d%0a3%0d%0aabc%0d%0a0%0d%0aTrailer:%20x%0d%0a%0d%0a", b"abc"),
-        ("HTTP/1.1%20103%20Early%0d%0aLink:%20x%0d%0a%0d%0aHTTP/1.1%20200%20OK%0d%0aContent-Length:%202%0d%0a%0d%0aok", b"ok"),
+        (
+            "HTTP/1.1%20200%20OK%0d%0aTransfer-Encoding:%20chunked%0d%0a%0d%0a3%0d%0aabc%0d%0a0%0d%0aTrailer:%20x%0d%0a%0d%0a",
+            b"abc",
+        ),
+        (
+            "HTTP/1.1%20103%20Early%0d%0aLink:%20x%0d%0a%0d%0aHTTP/1.1%20200%20OK%0d%0aContent-Length:%202%0d%0a%0d%0aok",
+            b"ok",
+        ),
         ("HTTP/1.1%20418%20I%0d%0aContent-Length:%203%0d%0a%0d%0atea", b"tea"),
     ):
         _, _, body = await preview.get(f"/raw?{raw}")
@@ -107,7 +113,9 @@ async def test_streams_both_ways_as_they_come(preview: Preview) -> None:
 
 async def test_expect_continue_and_an_early_answer(preview: Preview) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", preview.world.port)
-    writer.write(f"POST /sha HTTP/1.1\r\nHost: {preview.host}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+    writer.write(
+        f"POST /sha HTTP/1.1\r\nHost: {preview.host}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode()
+    )
     async with asyncio.timeout(5):
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"hello")
@@ -157,7 +165,11 @@ async def test_readable_pages(world: World) -> None:
     port = await world.expose(sandbox["id"], 4000)
     preview = Preview(world, sandbox["id"], port)
     status, headers, body = await preview.get(headers={"Accept": "text/html"})
-    assert (status, headers["Content-Type"], headers["X-Runra-Reason"]) == (502, "text/html; charset=utf-8", "port_closed")
+    assert (status, headers["Content-Type"], headers["X-Runra-Reason"]) == (
+        502,
+        "text/html; charset=utf-8",
+        "port_closed",
+    )
     assert b"Nothing listens on this port" in body
     status, headers, body = await preview.get()
     assert (status, json.loads(body)["error"]["details"]) == (502, {"reason": "port_closed"})

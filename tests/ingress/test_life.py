@@ -67,7 +67,9 @@ async def test_private_ports(world: World) -> None:
         assert (status, answer["X-Runra-Reason"]) == (401, "private")
     seen = await preview.seen(headers={"X-Runra-Preview-Token": made["token"]})
     assert made["token"] not in json.dumps(seen)
-    stored = (world.settings.data_dir / "runra.db").read_bytes() + (world.settings.data_dir / "runra.db-wal").read_bytes()
+    stored = (world.settings.data_dir / "runra.db").read_bytes() + (
+        world.settings.data_dir / "runra.db-wal"
+    ).read_bytes()
     assert made["exposedAt"].encode() in stored
     assert made["token"].encode() not in stored
 
@@ -192,6 +194,21 @@ async def test_the_end_of_a_port_and_of_a_sandbox_cuts_what_is_open(preview: Pre
     refused = await world.api.call("POST", f"{path}/ports", json={"port": 3000})
     assert refused.error["code"] == "INVALID_STATE"
     assert not world.app.state.services.ports._ports
+
+
+async def test_closing_beats_a_visit_under_way(preview: Preview) -> None:
+    """Let in before, connected after: here the connection waits for a paused sandbox's agent."""
+    world, path = preview.world, f"/sandboxes/{preview.id}"
+    live = world.app.state.services.node.sandboxes[preview.id]
+    await live.cgroup.freeze()  # behind its back: the server believes that it runs
+    visit = asyncio.ensure_future(preview.get())
+    async with asyncio.timeout(10):
+        while not world.app.state.services.ingress._open:
+            await asyncio.sleep(0.005)
+    await world.api.call("DELETE", f"{path}/ports/3000")
+    live.cgroup.thaw()
+    status, headers, _ = await visit
+    assert (status, headers["X-Runra-Reason"]) == (404, "closed")
 
 
 async def test_a_restart_keeps_every_name(settings: ServerSettings) -> None:

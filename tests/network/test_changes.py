@@ -191,7 +191,7 @@ async def test_it_does_not_run_without_its_policy(net: Net, monkeypatch: pytest.
     with pytest.raises(RunraError, match="nftables refused"):
         await net.host.create()
     monkeypatch.undo()
-    assert network._guests == before
+    await until(lambda: network._guests == before)
     assert not net.host.node.sandboxes
 
 

@@ -254,3 +254,16 @@ async def test_entries_that_are_none(net: Net, entry: str) -> None:
     assert not net.host.node.sandboxes
 
 
+
+
+async def test_an_upgrade_to_another_protocol_is_not_passed_on(net: Net) -> None:
+    """HTTP/2 by upgrade would carry requests that nobody judges."""
+    sandbox = await net.sandbox({"allow": ["good.example"]})
+    text = (
+        "GET /up HTTP/1.1\\r\\nHost: good.example\\r\\nConnection: Upgrade, HTTP2-Settings\\r\\nUpgrade: h2c\\r\\n"
+        "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\\r\\n\\r\\n"
+    )
+    out = await net.out(sandbox, f'http("{GOOD}", "{text}")')
+    assert "HTTP/1.1 101" not in out.get("data", "")
+    (seen,) = net.internet.at(GOOD, "http")
+    assert not {"upgrade", "http2-settings", "connection"} & {name.lower() for name in seen.more["headers"]}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
+import socket
 from typing import Any
 
 import pytest
 
+from runra.node.network import namespaces
+from runra.node.network.nft import Nft
 from tests.hosting import until
 from tests.network.conftest import Net
 from tests.network.internet import CGNAT, GOOD, METADATA, PRIVATE
@@ -101,10 +102,15 @@ async def test_nothing_is_left(net: Net) -> None:
     await until(lambda: any(e["state"] == "opened" for e in net.events(sandbox)))
     await sandbox.terminate()
     await until(lambda: source not in network._guests)
+    # What the kernel counted of its connections is told as they are ended.
+    ended = [e for e in net.events(sandbox) if e["state"] == "closed" and e["address"] == GOOD]
+    assert ended[0]["bytesSent"] > 0
+    assert ended[0]["bytesReceived"] > 0
     await net.host.node.settled()
     await net.host.node.close()
-    await until(lambda: network._table.prefix not in subprocess.run(["ip", "link"], capture_output=True, text=True).stdout)
-    assert str(network._gateway) not in subprocess.run(["ip", "addr"], capture_output=True, text=True).stdout
-    rules = await asyncio.to_thread(subprocess.run, ["nft", "list", "tables"], capture_output=True, text=True)
-    assert network._table.name not in rules.stdout
+    await until(lambda: not any(network._table.prefix in name for _, name in socket.if_nameindex()))
+    assert not any(used.overlaps(network.range) for used in namespaces.addresses_in_use())
+    nft = Nft()
+    assert network._table.name not in nft.run("list tables")
+    nft.close()
     await net.host.node.start()

@@ -252,6 +252,27 @@ async def test_a_cancelled_fork_leaves_nothing(host: Host) -> None:
         assert await output(host, source, "echo fine") == "fine\n"
 
 
+async def test_a_snapshot_given_up_while_it_freezes_leaves_nothing_frozen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = await host.create()
+    frozen = asyncio.Event()
+    original = source._freeze
+
+    async def slow() -> None:
+        await original()
+        frozen.set()
+        await asyncio.sleep(30)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(source, "_freeze", slow)
+        taking = asyncio.create_task(host.node.snapshot(source.id, new_id("snap"), None))
+        await asyncio.wait_for(frozen.wait(), 10)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+    assert not host.node.snapshots.ids
+    assert await output(host, source, "echo fine") == "fine\n"
+
+
 async def test_a_volume_with_one_writer_is_not_forked_along(host: Host) -> None:
     await host.node.volumes.make(new_id("vol"), "org_test", VolumeCreate(name="one"))
     await host.node.volumes.make(new_id("vol"), "org_test", VolumeCreate(name="many", access="many-writers"))

@@ -11,6 +11,7 @@ import pytest
 from runra.runtime.registry import SANDBOX_PROVIDERS
 from tests.providers.engine import IMAGE, engine
 from tests.runtime.conftest import clean_environment, real
+from tests.runtime.fakes.cube_service import CubeService
 from tests.runtime.fakes.e2b_service import E2BService
 from tests.sdk.conftest import RealServer
 
@@ -30,7 +31,14 @@ def e2b_service() -> Iterator[E2BService]:
     service.close()
 
 
-PROVIDERS = ["runra-sandbox", "docker", "e2b"]
+@pytest.fixture(scope="session")
+def cube_service() -> Iterator[CubeService]:
+    service = CubeService()
+    yield service
+    service.close()
+
+
+PROVIDERS = ["runra-sandbox", "docker", "e2b", "cubesandbox"]
 
 
 @pytest.fixture(scope="module", params=PROVIDERS)
@@ -46,6 +54,13 @@ def runra_provider(
     if request.param == "e2b":
         fake: E2BService = request.getfixturevalue("e2b_service")
         return factory, {"apiKey": "e2b_key", "apiUrl": fake.url, "sandboxUrl": fake.url}, "base"
+    if request.param == "cubesandbox":
+        cube: CubeService = request.getfixturevalue("cube_service")
+        return (
+            factory,
+            {"masterUrl": cube.url, "proxyUrl": cube.url, "stateDir": state, "templates": {"std": "tpl-1"}},
+            "std",
+        )
     server: RealServer = request.getfixturevalue("real")
     return factory, _noted(server.config), "host"
 

@@ -559,6 +559,11 @@ class Sandbox:
         self.config = self.config.model_copy(update={n: getattr(patch, n) for n in patch.model_fields_set})
         await self.node.on_change(self)
 
+    async def update_network(self, network: Any) -> None:
+        self._alive()
+        self.config = self.config.model_copy(update={"network": network})
+        await self.node.on_change(self)
+
     @contextlib.asynccontextmanager
     async def use(self) -> Any:
         if self.state == "paused" and self.config.auto_resume:

@@ -27,6 +27,7 @@ _BODIES: dict[str, Any] = {
     "sign_url": {"expiresInMs": 1000},
     "create_key": {"name": "k", "profile": "read-only"},
     "create_organization": {"name": "o"},
+    "change_organization": {"quotas": {}},
     "take_snapshot": {},
     "fork_sandbox": {},
     "create_volume": {"name": "v"},
@@ -46,6 +47,7 @@ async def _walk(
                 continue
             real = path.replace("{id}", sandbox_id).replace("{pid}", "1").replace("{port}", "3000").replace("{key_id}", "key_none")
             real = real.replace("{snapshot_id}", "snap_none").replace("{volume_id}", "vol_none")
+            real = real.replace("{organization_id}", "org_none")
             options: dict[str, Any] = {"params": {"path": "/x"} if "/files" in path and method != "post" else {}}
             if operation["operationId"] in _BODIES:
                 options["json"] = _BODIES[operation["operationId"]]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from runra.cli import (
+    configuring,
     copying,
     examination,
     execution,
@@ -105,6 +106,12 @@ _add(volume, "create", keeping.volume_create)
 _add(volume, "ls", keeping.volume_ls)
 _add(volume, "rm", keeping.volume_rm)
 app.add_typer(volume, name="volume")
+config = typer.Typer(
+    help="The runtime's options, and where each comes from.", no_args_is_help=True, rich_markup_mode=None
+)
+_add(config, "show", configuring.show)
+_add(config, "check", configuring.check)
+app.add_typer(config, name="config")
 
 image = typer.Typer(help="Pull, import, build and delete images.", no_args_is_help=True, rich_markup_mode=None)
 _add(image, "pull", images.pull)

@@ -150,6 +150,9 @@ def build(
     base: Annotated[str | None, typer.Option("--from", metavar="IMAGE", help="Run commands on this image.")] = None,
     run: Annotated[list[str] | None, typer.Option("--run", help="With --from: a command. Again for each.")] = None,
     packages: Annotated[str | None, typer.Option("--packages", help="With debian:SUITE: python3,git,…")] = None,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="With debian:SUITE: the packages' files alone, nothing set up, no apt.")
+    ] = False,
     dockerfile: Annotated[
         Path | None, typer.Option("--file", "-f", help="The Dockerfile. [default: in SOURCE]")
     ] = None,
@@ -177,7 +180,7 @@ def build(
         if base is not None:
             _recipe(client, tag or "", base, run or [], shared, as_json)
         elif debian:
-            made = _debian(client, debian.group(1), packages or "", tag or source, shared)
+            made = _debian(client, debian.group(1), packages or "", bare, tag or source, shared)
             _told(made, as_json)
         else:
             _told(_dockerfile(client, Path(source), dockerfile, tag or "", shared), as_json)
@@ -197,17 +200,20 @@ def _recipe(client: Runra, tag: str, base: str, run: list[str], shared: bool, as
     _told(client.images.build(tag, base=base, run=run, shared=shared, on_step=step, on_output=output), as_json)
 
 
-def _debian(client: Runra, suite: str, packages: str, tag: str, shared: bool) -> Any:
+def _debian(client: Runra, suite: str, packages: str, bare: bool, tag: str, shared: bool) -> Any:
     """mmdebstrap, in the mode that fits who runs it: as an ordinary user it works in a user namespace."""
     program = _tool("mmdebstrap", "mmdebstrap", "to build Debian images")
     names = [name for name in packages.split(",") if name]
     for name in names:
         if not _PACKAGE.fullmatch(name):
             raise typer.BadParameter(f"{name!r} is no package", param_hint="--packages")
-    include = ["--include=" + ",".join(["ca-certificates", *names])]
+    if bare and not names:
+        raise typer.BadParameter("name the packages it is made of", param_hint="--packages")
+    kind, always = ("extract", []) if bare else ("apt", ["ca-certificates"])
+    include = [f"--variant={kind}", "--include=" + ",".join([*always, *names])]
     trim = ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"]
     # The machine's own sources, keys and proxies: what `apt` trusts here.
-    command = [program, "--quiet", "--variant=apt", "--format=tar", *include, *trim, suite, "-", *_sources(suite)]
+    command = [program, "--quiet", "--format=tar", *include, *trim, suite, "-", *_sources(suite)]
     return _piped(client, command, tag, shared, f"debian:{suite}")
 
 

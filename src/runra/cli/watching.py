@@ -11,16 +11,26 @@ from runra.cli.output import show_line
 
 def events(
     sandbox_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only those of this sandbox.")] = None,
+    sandbox: Annotated[str | None, typer.Option("--sandbox", metavar="ID", help="The same, as an option.")] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Only these, such as exec.completed or sandbox.*; repeatable."),
+    ] = None,
     after: Annotated[str | None, typer.Option("--after", help="Begin after the event with this id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each as a JSON object on a line.")] = False,
 ) -> None:
     """Print events as they come, of all your sandboxes or of one, until Ctrl-C."""
     from runra import Runra
+    from runra.events import check_pattern, matches
 
+    patterns = [check_pattern(one) for one in types or ["*"]]
+    chosen = sandbox or sandbox_id
     with Runra() as client:
-        source = client.sandboxes.get(sandbox_id) if sandbox_id else client
+        source = client.sandboxes.get(chosen) if chosen else client
         with source.events(after=after) as stream:
             for event in stream:
+                if not any(matches(pattern, event.type) for pattern in patterns):
+                    continue
                 wire = event.model_dump(mode="json", by_alias=True)
                 if as_json:
                     show_line(wire)

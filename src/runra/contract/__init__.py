@@ -13,6 +13,8 @@ from runra.contract.access import (
     Name,
     OrganizationCreate,
     OrganizationInfo,
+    OrganizationPatch,
+    OrganizationQuotas,
     Profile,
     Scope,
 )
@@ -122,6 +124,8 @@ __all__ = [
     "NetworkSecret",
     "OrganizationCreate",
     "OrganizationInfo",
+    "OrganizationPatch",
+    "OrganizationQuotas",
     "Page",
     "Pagination",
     "PathText",

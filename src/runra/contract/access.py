@@ -75,7 +75,25 @@ class OrganizationCreate(Request):
     name: Name
 
 
+class OrganizationQuotas(Request):
+    """What an organization may have in all; unset or null is no bound. `diskMb` counts what its sandboxes may write,
+    its volumes' sizes, and what its snapshots held when they were taken."""
+
+    max_sandboxes: int | None = Field(None, ge=0)
+    cpu: int | None = Field(None, ge=0, description="cores")
+    memory_mb: int | None = Field(None, ge=0)
+    disk_mb: int | None = Field(None, ge=0)
+    creates_per_minute: int | None = Field(None, ge=0)
+
+
+class OrganizationPatch(Request):
+    """Quotas that are not named stay as they are; null lifts one."""
+
+    quotas: OrganizationQuotas
+
+
 class OrganizationInfo(Wire):
     id: str
     name: str
     created_at: str
+    quotas: OrganizationQuotas | None = None

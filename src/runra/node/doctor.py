@@ -23,8 +23,11 @@ from runra.ids import new_id
 from runra.node import cgroups
 from runra.node.agent.types import ExecSpec
 from runra.node.disk import open_disk
+from runra.node.enforcement import CURES
 from runra.node.isolation import seccomp
 from runra.node.isolation.bubblewrap import find_bwrap
+from runra.node.isolation.gvisor import CURE as RUNSC_CURE
+from runra.node.isolation.gvisor import find_runsc
 from runra.node.launcher import Launcher, binary
 from runra.node.network import host as network
 from runra.node.network import namespaces
@@ -44,6 +47,7 @@ _KERNEL_IDMAP_OVERLAY: Final = (5, 19)
 _PROBE_TIMEOUT: Final = 20.0
 _TRIAL_TIMEOUT: Final = 90.0
 _AS_ROOT: Final = "run `runra serve` as root"
+_UNHELD: Final = "--allow-unenforced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
             if root:
                 findings.append(await _id_mapped(scratch))
         findings += [*_cgroups(), *await _disk(scratch, trial=trial), _network()]
+        findings.append(await _gvisor(scratch, trial=trial and complete))
         if trial and complete:
             findings.append(await _trial(scratch))
         elif trial:
@@ -283,7 +288,8 @@ def _limits(found: cgroups.Hierarchies) -> Iterator[Finding]:
         if enforced:
             yield Finding(title, "ok", f"held by cgroup {'v1' if name in found.v1 else 'v2'}")
         else:
-            yield Finding(title, "limited", "no cgroup to hold it: a sandbox may take all of it", cure)
+            free = f"no cgroup to hold it: sandboxes are refused, or may take all of it ({_UNHELD} {name})"
+            yield Finding(title, "limited", free, cure)
 
 
 def _freezer(found: cgroups.Hierarchies) -> Finding:
@@ -298,7 +304,7 @@ async def _disk(scratch: Path, *, trial: bool) -> list[Finding]:
     that lacks nothing for it gets no finding."""
     name = "disk limit"
     kind = _file_system(scratch)
-    free = "a sandbox may fill the data folder's file system"
+    free = f"sandboxes are refused, or may fill the data folder's file system ({_UNHELD} disk)"
     if os.geteuid() != 0:
         return [Finding(name, "limited", f"only root can hold it: {free}", _AS_ROOT)]
     if kind != "btrfs" and shutil.which("mkfs.btrfs") is None:
@@ -320,6 +326,31 @@ async def _disk(scratch: Path, *, trial: bool) -> list[Finding]:
     return [Finding(name, "ok", "held by btrfs quotas" + ("" if kind == "btrfs" else f", in a file on {kind}"))]
 
 
+async def _gvisor(scratch: Path, *, trial: bool) -> Finding:
+    """The stronger wall: whether it can be asked for, and on which platform; with `trial`, a sandbox behind it."""
+    name = "gvisor"
+    weaker = "sandboxes share this machine's kernel behind bubblewrap"
+    if os.geteuid() != 0:
+        return Finding(name, "limited", f"needs user ids of its own for each sandbox: {weaker}", _AS_ROOT)
+    launcher = Launcher()
+    try:
+        runsc = await find_runsc(launcher)
+    except (RunraError, OSError) as error:
+        return Finding(name, "limited", f"{str(error).partition(': ')[2].partition(': ')[0]}: {weaker}", RUNSC_CURE)
+    finally:
+        await launcher.close()
+    known = f"runsc {runsc.version} ({runsc.path}), platform {runsc.platform}"
+    if trial:
+        tried = await _trial(scratch, isolation="gvisor")
+        if tried.state != "ok":
+            return Finding(name, "limited", f"{known} starts no sandbox: {tried.meaning}", RUNSC_CURE)
+        known += f"; a sandbox {tried.meaning}"
+    if runsc.stat_broken:
+        newer = "a release of this year is faster and knows more calls: put its binary on the PATH as runsc"
+        return Finding(name, "ok", known, newer)
+    return Finding(name, "ok", known)
+
+
 def _network() -> Finding:
     """Whether sandboxes can have a network, and whether the one without a policy can."""
     reason = network.obstacle()
@@ -338,8 +369,11 @@ def _network() -> Finding:
 # --- the trial ---
 
 
-async def _trial(scratch: Path) -> Finding:
-    node = Node(NodeSettings(scratch / "node"), EventLog())
+async def _trial(scratch: Path, isolation: str | None = None) -> Finding:
+    # Limits have findings of their own; here it is to be seen whether a sandbox runs at all.
+    everything = frozenset(CURES)
+    settings = NodeSettings(scratch / f"node-{isolation or ''}", isolation=isolation, allow_unenforced=everything)
+    node = Node(settings, EventLog())
     started = False
     try:
         async with asyncio.timeout(_TRIAL_TIMEOUT):

@@ -12,13 +12,12 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from runra.contract import SNAPSHOT_IMAGE, ImageInfo, Network, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
 from runra.node import cgroups
-from runra.node.agent.types import ExecSpec
 from runra.node.cgroups import Cgroup, Limits
 from runra.node.disk import Disk, PlainDisk, open_disk
 from runra.node.enforcement import may_go_unheld, refuse_unheld, unheld
@@ -26,7 +25,6 @@ from runra.node.identity import give_identity
 from runra.node.images import Resolver, RootFilesystem, host
 from runra.node.images.store import Images
 from runra.node.isolation import Box, BoxVolume, Isolation, walls
-from runra.node.isolation.staging import AGENT
 from runra.node.launcher import Launcher
 from runra.node.mountpoint import check_mount_point
 from runra.node.network import host as network
@@ -35,13 +33,11 @@ from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 from runra.node.shelf import Shelf
-from runra.node.snapshots import SnapshotRecord, Snapshots
+from runra.node.snapshots import SnapshotRecord, Snapshots, write_out
 from runra.node.volumes import VolumeRecord, Volumes
 
 log = logging.getLogger(__name__)
 
-#: How long a wall that keeps writes to itself may take to write them out, in ms.
-_SYNC_MS: Final = 60_000
 
 
 class Node:
@@ -74,6 +70,7 @@ class Node:
         #: At the start: copies that forks were being made from when the server before this one ended.
         self._unfinished: set[Path] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
+        self._trimming: asyncio.Task[None] | None = None
 
     @property
     def enforced(self) -> dict[str, bool]:
@@ -104,6 +101,7 @@ class Node:
         await asyncio.gather(*(self._adopt(name) for name in known))
         if self._network is not None:
             await self._network.begin()
+        self._trimming = asyncio.create_task(self._trim_disk(), name="trim")
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
@@ -132,6 +130,9 @@ class Node:
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.wait([self._trimming])
         await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
@@ -141,6 +142,15 @@ class Node:
             cgroups.remove_roots(self._hierarchies)
             await self._quietly(self._disk.close())
         await self._launcher.close()
+
+    async def _trim_disk(self) -> None:
+        """Keep the disk's image from growing beyond what sandboxes have in it."""
+        while True:
+            await asyncio.sleep(self.settings.trim_every)
+            try:
+                await self._disk.trim()
+            except OSError as error:
+                log.warning("the disk's image could not be trimmed: %s", error)
 
     async def _open_network(self) -> None:
         """Give sandboxes a network where this machine lets us; otherwise they have none, and doctor says why."""
@@ -251,7 +261,7 @@ class Node:
         Raises INVALID_STATE unless it is running or paused, RESOURCE_EXHAUSTED when the disk is full.
         """
         source = self._live(sandbox_id)
-        await self._write_out(source)
+        await write_out(source, self._isolations[source.record.isolation])
         return await self.snapshots.take(source, snapshot_id, name)
 
     async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
@@ -259,7 +269,7 @@ class Node:
         their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
         raised. INVALID_STATE unless the source is running or paused."""
         source = self._live(sandbox_id)
-        await self._write_out(source)
+        await write_out(source, self._isolations[source.record.isolation])
         async with self.snapshots.seed(source) as root:
 
             @asynccontextmanager
@@ -283,25 +293,6 @@ class Node:
         except KeyError:
             raise not_found(sandbox_id) from None
 
-    async def _write_out(self, sandbox: Sandbox) -> None:
-        """Where the wall keeps writes to itself, have them written before the layers are copied."""
-        if not self._isolations[sandbox.record.isolation].keeps_writes:
-            return
-        if sandbox.record.state == "paused":
-            raise RunraError(
-                "INVALID_STATE",
-                f"sandbox {sandbox.id} is paused behind {sandbox.record.isolation}, which still holds what was written "
-                "last; resume it first",
-                details={"sandboxId": sandbox.id, "state": "paused"},
-            )
-        async with (
-            sandbox.use() as agent,
-            await agent.exec(ExecSpec(argv=(AGENT, "--sync"), timeout_ms=_SYNC_MS)) as sync,
-        ):
-            ended = await sync.wait()
-        if ended.code != 0:
-            raise RunraError("INTERNAL_ERROR", f"sandbox {sandbox.id} could not write its files out: {ended}")
-
     def _check(self, config: SandboxConfig) -> Isolation:
         refuse_unheld(self.enforced, self.settings.allow_unenforced)
         isolation = walls.choose(self._isolations, config.isolation)
@@ -314,10 +305,7 @@ class Node:
         whoever terminates the sandbox meanwhile ends the wait as well."""
         name, organization_id = sandbox.config.image, sandbox.organization_id
         resolve = (
-            resolve
-            or self.resolvers.get(name)
-            or self.resolvers.get(name.partition(":")[0] + ":")
-            or self.images.root
+            resolve or self.resolvers.get(name) or self.resolvers.get(name.partition(":")[0] + ":") or self.images.root
         )
         async with AsyncExitStack() as held:
             try:
@@ -357,11 +345,7 @@ class Node:
         record = sandbox.record
         place = await self._network.take()
         try:
-            try:
-                guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
-            except BaseException:
-                self._network.discard(place)
-                raise
+            guest = await self._network.admit(record.id, record.organization_id, place, record.config.network)
             record.network_index = place.index
             sandbox.connect(self._network, guest)
             yield place
@@ -374,7 +358,7 @@ class Node:
         Raises INVALID_STATE for one that is not made of an image, RESOURCE_EXHAUSTED when the disk is full.
         """
         sandbox = self._live(sandbox_id)
-        await self._write_out(sandbox)
+        await write_out(sandbox, self._isolations[sandbox.record.isolation])
         async with sandbox.still():
             return await self.images.commit(
                 sandbox.record.root,
@@ -427,6 +411,7 @@ class Node:
             events=self.events,
             enforced=self.enforced,
             can_freeze=self._hierarchies.can_freeze,
+            max_streams=self.settings.max_streams,
             on_change=self._changed,
             on_gone=self._gone,
         )

@@ -57,6 +57,7 @@ class Sandbox:
         events: EventLog,
         enforced: dict[str, bool],
         can_freeze: bool,
+        max_streams: int,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
     ) -> None:
@@ -67,6 +68,7 @@ class Sandbox:
         self._events = events
         self._enforced = enforced
         self._can_freeze = can_freeze
+        self._max_streams = max_streams
         self._on_change = on_change
         self._on_gone = on_gone
         self._network: HostNetwork | None = None
@@ -237,6 +239,7 @@ class Sandbox:
         async with self._linking:
             if self._link is None or self._link.closed:
                 self._link = await AgentLink.connect(self.socket_path)
+                self._link.max_streams = self._max_streams
             return self._link
 
     # --- start and adoption ---
@@ -371,6 +374,9 @@ class Sandbox:
 
         Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
         """
+        await self._own(self._update_network(network))
+
+    async def _update_network(self, network: Network) -> None:
         async with self._turn:
             if self.record.state == "terminated":
                 raise self._ended()
@@ -413,9 +419,9 @@ class Sandbox:
             if self.record.state not in ("running", "paused"):
                 self._require_running()
             running = self.record.state == "running"
-            if running:
-                await self._freeze()
             try:
+                if running:
+                    await self._freeze()  # a caller that gives up while it freezes must not leave it frozen
                 yield
             finally:
                 if running:

@@ -52,12 +52,20 @@ class NodeSettings:
     id_ranges: int = 16_384
     #: Processes and threads in one sandbox, its agent included.
     max_pids: int = 4096
+    #: Commands, terminals and file operations that may run at once in one sandbox (at most 1024), and streams that may
+    #: be open to its agent.
+    max_commands: int = 1024
+    max_streams: int = 2048
+    #: Descriptors one process may have (RLIMIT_NOFILE): how far it may raise its own limit, which is 65,536 or less.
+    max_open_files: int = 1 << 20
     #: Sandboxes that may be starting at once; more wait their turn (spec 7, 2c: throughput falls under a burst).
     concurrent_starts: int = 8
     #: Seconds a sandbox may take to start before it is given up and cleaned away.
     start_timeout: float = 30.0
     #: `auto`: the best disk quota this machine has; `none`: plain folders.
     disk: DiskMode = "auto"
+    #: Seconds between looks at how far the disk's image has grown.
+    trim_every: float = 30.0
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
     network: NetworkSettings = field(default_factory=NetworkSettings)

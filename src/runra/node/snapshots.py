@@ -16,16 +16,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from runra.contract import SNAPSHOT_IMAGE, SnapshotInfo
 from runra.errors import RunraError
 from runra.events import now_iso
 from runra.ids import new_id
+from runra.node.agent.types import ExecSpec
 from runra.node.disk import LAYERS, Disk, to_its_end
 from runra.node.images import RootFilesystem
+from runra.node.isolation import Isolation
+from runra.node.isolation.staging import AGENT
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.shelf import Kept, Shelf
+
+#: How long a wall that keeps writes to itself may take to write them out, in ms.
+_SYNC_MS: Final = 60_000
 
 
 class SnapshotRecord(Kept):
@@ -44,6 +51,8 @@ class Snapshots:
         self._disk = disk
         #: How many sandboxes are being made from each at this moment.
         self._held: Counter[str] = Counter()
+        #: Roots of copies that no record names yet, while their source may end at any moment.
+        self._passing: dict[str, RootFilesystem] = {}
 
     async def take(self, sandbox: Sandbox, snapshot_id: str, name: str | None) -> SnapshotInfo:
         """Keep a sandbox's files as they are now. It stands still meanwhile and goes on as it was, running or paused.
@@ -51,6 +60,7 @@ class Snapshots:
         Raises INVALID_STATE when it is neither.
         """
         folder = self._shelf.place(snapshot_id)
+        self._passing[snapshot_id] = sandbox.record.root
         try:
             size = await self.copy(sandbox, folder)
             record = SnapshotRecord(
@@ -68,24 +78,29 @@ class Snapshots:
             self._shelf.drop(snapshot_id)
             self._shelf.throw_away(snapshot_id)
             raise
+        finally:
+            del self._passing[snapshot_id]
         return self.info(snapshot_id)
 
     async def copy(self, sandbox: Sandbox, target: Path) -> int:
         """Copy a sandbox's private layers in one moment of its life; returns the bytes they hold."""
         async with sandbox.still():
             await self._disk.clone(sandbox.folder, target, None)
+            size = sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
         await to_its_end(_settle, target, sandbox.record)
-        return sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
+        return size
 
     @asynccontextmanager
     async def seed(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
         passing = new_id("snap")
         folder = self._shelf.place(passing)
+        self._passing[passing] = sandbox.record.root
         try:
             size = await self.copy(sandbox, folder)
             yield replace(sandbox.record.root, start_from=folder, start_bytes=size)
         finally:
+            del self._passing[passing]
             self._shelf.throw_away(passing)
 
     @asynccontextmanager
@@ -125,7 +140,29 @@ class Snapshots:
     @property
     def layers(self) -> set[Path]:
         """Every read-only layer a snapshot needs: none of them may be deleted."""
-        return {layer for record in self._shelf for layer in record.root.layers}
+        roots = [*(record.root for record in self._shelf), *self._passing.values()]
+        return {layer for root in roots for layer in root.layers}
+
+
+async def write_out(sandbox: Sandbox, isolation: Isolation) -> None:
+    """Where the wall keeps writes to itself, have them written before the layers are copied.
+
+    Raises INVALID_STATE for a paused sandbox behind such a wall, which cannot.
+    """
+    if not isolation.keeps_writes:
+        return
+    if sandbox.record.state == "paused":
+        raise RunraError(
+            "INVALID_STATE",
+            f"sandbox {sandbox.id} is paused behind {isolation.name}, which still holds what was written last; "
+            "resume it first",
+            details={"sandboxId": sandbox.id, "state": "paused"},
+        )
+    spec = ExecSpec(argv=(AGENT, "--sync"), timeout_ms=_SYNC_MS)
+    async with sandbox.use() as agent, await agent.exec(spec) as sync:
+        ended = await sync.wait()
+    if ended.code != 0:
+        raise RunraError("INTERNAL_ERROR", f"sandbox {sandbox.id} could not write its files out: {ended}")
 
 
 def _settle(folder: Path, source: Record) -> None:

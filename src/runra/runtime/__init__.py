@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from runra.errors import RunraError as RunraError
     from runra.events import Event as Event
+    from runra.runtime.blocking import SyncProcess as SyncProcess
+    from runra.runtime.blocking import SyncRunra as SyncRunra
+    from runra.runtime.blocking import SyncSandbox as SyncSandbox
     from runra.runtime.capabilities import Capabilities as Capabilities
     from runra.runtime.options import RunraOptions as RunraOptions
     from runra.runtime.providers import AgentAdapter as AgentAdapter
@@ -39,6 +42,9 @@ _HOMES: Final = {
     "SandboxHandle": "runra.runtime.types",
     "SandboxProvider": "runra.runtime.providers",
     "StartParams": "runra.runtime.types",
+    "SyncProcess": "runra.runtime.blocking",
+    "SyncRunra": "runra.runtime.blocking",
+    "SyncSandbox": "runra.runtime.blocking",
 }
 
 __all__ = [
@@ -57,6 +63,9 @@ __all__ = [
     "SandboxHandle",
     "SandboxProvider",
     "StartParams",
+    "SyncProcess",
+    "SyncRunra",
+    "SyncSandbox",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from runra.contract import ExecutionResult
 from runra.errors import RunraError
+from runra.runtime.capabilities import require
 from runra.runtime.session import Session
 from runra.runtime.types import ProcessHandle
 from runra.sdk.output import OutputChunk
@@ -90,6 +91,8 @@ class Process:
 
     async def close_stdin(self) -> None:
         """End its stdin."""
+        provider = self._session.provider
+        require(provider.id, provider.capabilities, [("stdin_end", "close_stdin")])
         await self._inner.close_stdin()
 
     async def kill(self) -> None:

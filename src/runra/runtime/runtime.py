@@ -239,7 +239,10 @@ class Runra:
         if self._closed:
             return
         self._closed = True
-        await to_end(self._dispose(time.monotonic() + timeout_ms / 1000), timeout_ms / 1000 + 5.0)
+        try:
+            await to_end(self._dispose(time.monotonic() + timeout_ms / 1000), timeout_ms / 1000 + 5.0)
+        except TimeoutError:
+            _log.error("disposing took longer than %d ms; what was left is given up", timeout_ms)
 
     async def _dispose(self, deadline: float) -> None:
         def left() -> float:

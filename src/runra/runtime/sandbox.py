@@ -243,7 +243,7 @@ class Sandbox:
         async with self._noticing():
             await self._provider.pause(self.id)
         self._now("paused")
-        if before != "paused":
+        if before != "paused" and not self._provider.reports_life:
             self._ran_s += time.monotonic() - self._since
             self._since = time.monotonic()
             data = {"runtimeDurationMs": int(self._ran_s * 1000), "reason": "user"}
@@ -256,7 +256,7 @@ class Sandbox:
         async with self._noticing():
             await self._provider.resume(self.id)
         self._now("running")
-        if before != "running":
+        if before != "running" and not self._provider.reports_life:
             paused_ms = int((time.monotonic() - self._since) * 1000)
             self._since = time.monotonic()
             self._session.tell("sandbox.resumed", self.id, {"pausedDurationMs": paused_ms})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runra.errors import RunraError
 from runra.runtime.config import Resolved, is_secret
 from runra.runtime.types import StartParams
 from runra.sdk.types import SandboxConfig, checked, merged
+
+if TYPE_CHECKING:
+    from runra.runtime.exporters import Pipeline
 
 
 def with_defaults(values: Mapping[str, Any], given: Mapping[str, Any]) -> SandboxConfig:
@@ -48,13 +50,15 @@ def start_params(
     return params
 
 
-def exporters(resolved: Resolved) -> Any:
+def exporters(resolved: Resolved) -> Pipeline | None:
     """The exporters' pipeline, checked and not yet started; None when none is configured."""
     wanted = resolved.options.observability
     if wanted is None or not wanted.exporters:
         return None
-    # Here rather than above: exporters bring libraries of their own.
-    return import_module("runra.runtime.exporters").pipeline(wanted, _secrets(resolved.values))
+    # Here rather than above: without exporters none of them is loaded.
+    from runra.runtime.exporters import pipeline
+
+    return pipeline(wanted, _secrets(resolved.values))
 
 
 def _secrets(values: Any, secret: bool = False) -> list[str]:

@@ -35,6 +35,8 @@ from runra.server.measure import Measures
 from runra.server.nodeport import Node, Sandbox
 from runra.server.openapi import document
 from runra.server.ports import Ports
+from runra.server.quotas import Quotas
+from runra.server.resources import tell_resources
 from runra.server.routes import ALL
 from runra.server.routing import PREFIX
 from runra.server.services import Services
@@ -117,12 +119,14 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         stack.callback(events.close)
         node = make_node(settings, events)
         executions = Executions(events, measures, settings.collect_bytes)
-        creates = Creates(store, node, settings.create_timeout_s + settings.pull_timeout_s)
+        quotas = Quotas(store, node)
+        await quotas.load()
+        creates = Creates(store, node, quotas, settings.create_timeout_s + settings.pull_timeout_s)
         names = Names(settings.domain, settings.url)
         signer = Signer(await asyncio.to_thread(load_secret, settings.data_dir / "preview-secret"))
         ports = Ports(store, events, names, signer)
         ingress = Ingress(settings, names, Door(node, ports, names), measures)
-        keeping = Keeping(store, node, settings.max_kept)
+        keeping = Keeping(store, node, quotas, settings.max_kept)
         to_adopt: set[str] = set()
 
         async def changed(sandbox: Sandbox) -> None:
@@ -147,10 +151,13 @@ async def running(settings: ServerSettings, make_node: NodeMaker) -> AsyncIterat
         # Before the first call comes in: a retry must find its command, not start a second reader of it.
         await asyncio.gather(*(executions.adopt(sandbox) for sandbox in awake))
         services = Services(
-            settings, store, node, events, access, creates, executions, measures, ports, ingress, keeping
+            settings, store, node, events, access, creates, executions, measures, ports, ingress, keeping, quotas
         )
         keeper = asyncio.get_running_loop().create_task(_keep_house(services))
         stack.push_async_callback(_end, keeper)
+        if settings.resource_events_s > 0:
+            teller = asyncio.get_running_loop().create_task(tell_resources(node, events, settings.resource_events_s))
+            stack.push_async_callback(_end, teller)
         stack.push_async_callback(access.flush)
         stack.callback(services.closing.set)
         stack.callback(ingress.stop)

@@ -14,6 +14,7 @@ from runra.events import now_iso
 from runra.ids import new_id
 from runra.server.access import Access, Key
 from runra.server.nodeport import Node, Sandbox
+from runra.server.quotas import Quotas
 from runra.server.store import Store
 from runra.server.store.sandboxes import (
     Remembered,
@@ -57,9 +58,10 @@ def _being_made(sandbox_id: str, config: SandboxConfig, organization_id: str) ->
 class Creates:
     """Makes sandboxes on the node and keeps the store true about them."""
 
-    def __init__(self, store: Store, node: Node, deadline_s: float) -> None:
+    def __init__(self, store: Store, node: Node, quotas: Quotas, deadline_s: float) -> None:
         self._store = store
         self._node = node
+        self._quotas = quotas
         self._deadline_s = deadline_s
         # Creates in flight, by idempotency key: a duplicate waits for the first.
         self._flying: dict[tuple[str, str], tuple[str, asyncio.Future[dict[str, Any]]]] = {}
@@ -123,7 +125,10 @@ class Creates:
                     raise _late(self._deadline_s)
                 return earlier.response
             try:
-                async with asyncio.timeout(self._deadline_s):
+                async with (
+                    self._quotas.room(key.organization_id, [sandbox_id], config.resources),
+                    asyncio.timeout(self._deadline_s),
+                ):
                     sandbox = await self._node.create(sandbox_id, config, key.organization_id)
             except TimeoutError:
                 await drop_create(self._store, sandbox_id)
@@ -151,7 +156,10 @@ class Creates:
             try:
                 for each in ids:
                     await begin_create(self._store, _being_made(each, config, key.organization_id), key.id, None, most)
-                async with asyncio.timeout(self._deadline_s):
+                async with (
+                    self._quotas.room(key.organization_id, ids, config.resources),
+                    asyncio.timeout(self._deadline_s),
+                ):
                     made = await self._node.fork(source.id, ids)
             except BaseException as error:
                 for each in ids:

@@ -13,6 +13,7 @@ from runra.events import now_iso
 from runra.ids import new_id
 from runra.server.access import Key
 from runra.server.nodeport import Node, Sandbox
+from runra.server.quotas import Quotas
 from runra.server.store import Store
 from runra.server.store.kept import Kind, NameTaken, TooManyKept, begin, ending, find, finish, forget, listed, states
 
@@ -23,23 +24,26 @@ InfoT = TypeVar("InfoT", bound=Wire)
 class Keeping:
     """Makes and deletes what an organization keeps. `most` is how many of each kind it may have."""
 
-    def __init__(self, store: Store, node: Node, most: int) -> None:
+    def __init__(self, store: Store, node: Node, quotas: Quotas, most: int) -> None:
         self._store = store
         self._node = node
+        self._quotas = quotas
         self._most = most
 
     # --- snapshots ---
 
     async def take_snapshot(self, key: Key, sandbox: Sandbox, wanted: SnapshotCreate) -> SnapshotInfo:
         snapshot_id = new_id("snap")
-        return await self._make(
-            "snapshot",
-            snapshot_id,
-            key.organization_id,
-            wanted.name,
-            lambda: self._node.snapshot(sandbox.id, snapshot_id, wanted.name),
-            self._node.snapshots.delete,
-        )
+        # What it will hold is known when it is taken. Where nothing is left, nothing is taken.
+        async with self._quotas.disk(key.organization_id, 1):
+            return await self._make(
+                "snapshot",
+                snapshot_id,
+                key.organization_id,
+                wanted.name,
+                lambda: self._node.snapshot(sandbox.id, snapshot_id, wanted.name),
+                self._node.snapshots.delete,
+            )
 
     async def snapshot(self, key: Key, reference: str) -> SnapshotInfo:
         return SnapshotInfo.model_validate(await self._find("snapshot", key, reference))
@@ -59,14 +63,15 @@ class Keeping:
 
     async def make_volume(self, key: Key, wanted: VolumeCreate) -> VolumeInfo:
         volume_id = new_id("vol")
-        return await self._make(
-            "volume",
-            volume_id,
-            key.organization_id,
-            wanted.name,
-            lambda: self._node.volumes.make(volume_id, key.organization_id, wanted),
-            self._node.volumes.delete,
-        )
+        async with self._quotas.disk(key.organization_id, wanted.size_mb):
+            return await self._make(
+                "volume",
+                volume_id,
+                key.organization_id,
+                wanted.name,
+                lambda: self._node.volumes.make(volume_id, key.organization_id, wanted),
+                self._node.volumes.delete,
+            )
 
     async def volume(self, key: Key, reference: str) -> VolumeInfo:
         return await self._as_it_is(VolumeInfo.model_validate(await self._find("volume", key, reference)))

@@ -32,12 +32,15 @@ class Exposed:
 
     row: PortRow
     connections: set[Connection] = field(default_factory=set)
+    #: Counts what cut its connections: who was let in before must not connect after.
+    cuts: int = 0
 
     @property
     def place(self) -> Place:
         return Place(self.row.sandbox_id, self.row.port)
 
     def cut(self, why: str) -> None:
+        self.cuts += 1
         for connection in list(self.connections):
             connection.abort(RunraError("INVALID_STATE", why, details={"reason": "closed"}))
 

@@ -33,6 +33,7 @@ SocketEndpoint = Callable[[Call, WebSocket], Awaitable[None]]
 _PATH_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     "id": {"description": "id of a sandbox", "schema": {"type": "string", "examples": ["sb_0123456789abcdef"]}},
     "pid": {"description": "id of a process in the sandbox", "schema": {"type": "integer", "minimum": 1}},
+    "organization_id": {"description": "id of an organization", "schema": {"type": "string"}},
     "snapshot_id": {"description": "id or name of a snapshot", "schema": {"type": "string"}},
     "volume_id": {"description": "id or name of a volume", "schema": {"type": "string"}},
     "reference": {"description": "name of an image", "schema": {"type": "string", "examples": ["python:3.12"]}},

@@ -14,6 +14,7 @@ from runra.server.keeping import Keeping
 from runra.server.measure import Measures
 from runra.server.nodeport import Node
 from runra.server.ports import Ports
+from runra.server.quotas import Quotas
 from runra.server.settings import ServerSettings
 from runra.server.store import Store
 
@@ -31,5 +32,6 @@ class Services:
     ports: Ports
     ingress: Ingress
     keeping: Keeping
+    quotas: Quotas
     #: Set when the server begins to stop: open streams end then, and their clients reconnect elsewhere or later.
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -49,6 +49,8 @@ class ServerSettings:
     collect_bytes: int = 8 << 20
     #: A comment line goes down an idle event stream this often.
     heartbeat_s: float = 15.0
+    #: What running sandboxes use is published this often, while somebody listens to events; 0 publishes none of it.
+    resource_events_s: float = 10.0
     #: A client that reads nothing, or sends nothing of a body it announced, is dropped after this.
     stall_s: float = 300.0
     #: Most connections to one sandbox's ports at once.

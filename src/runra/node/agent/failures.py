@@ -87,6 +87,12 @@ def agent_error(fields: Fields, **about: Any) -> RunraError:
             "no such process; the sandbox's process list has those that live and the latest that ended",
             details={"reason": "no_such_process", **{k: v for k, v in about.items() if k == "pid"}},
         )
+    if stage == Stage.LIMIT and code == errno.EAGAIN:
+        return RunraError(
+            "RESOURCE_EXHAUSTED",
+            f"the sandbox has no room for this: {message}; end some, or try later",
+            details={"reason": _EXHAUSTED[code], "errno": _name(code)},
+        )
     if stage == Stage.TAKEN:
         return RunraError("INVALID_STATE", "another reader took over this process's output")
     if stage == Stage.CONNECT:

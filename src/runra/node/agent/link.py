@@ -45,6 +45,9 @@ _MOST_UNSENT: Final = 32 << 20
 _LINGER: Final = 2.0
 _TITLE: Final = 1000
 
+#: Streams at once unless the owner says otherwise.
+_MOST_STREAMS: Final = 2048
+
 T = TypeVar("T")
 
 
@@ -143,6 +146,8 @@ class AgentLink:
         self._streams: dict[int, Channel | _Call] = {}
         self._leaving: set[int] = set()
         self._last_stream = 0
+        #: The most streams open at once; one more is RESOURCE_EXHAUSTED.
+        self.max_streams = _MOST_STREAMS
         self._gone = asyncio.Event()
         self._why = ""
         wire.on_frame, wire.on_lost = self._frame, self._lost
@@ -338,6 +343,12 @@ class AgentLink:
         return await self.reply(call.done, lambda: self.leave(call.stream), timeout)
 
     def _new_stream(self) -> int:
+        if len(self._streams) >= self.max_streams:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"{self.max_streams} streams to this sandbox are open, its most: close some, or try later",
+                details={"reason": "stream_limit", "maxStreams": self.max_streams},
+            )
         while True:
             self._last_stream = self._last_stream % 0xFFFFFFFF + 1
             if self._last_stream not in self._streams and self._last_stream not in self._leaving:

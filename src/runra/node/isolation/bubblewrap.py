@@ -18,7 +18,7 @@ from runra.errors import RunraError
 from runra.node.isolation import Box, seccomp
 from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, Stage, spawn
 from runra.node.launcher import Launcher, binary
-from runra.node.settings import IDS_PER_SANDBOX
+from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 
 #: Descriptors the launcher lays out: stdin, stdout, errors, bwrap's report, the agent's socket, the filter of system
 #: calls, the namespace.
@@ -63,13 +63,14 @@ class Bubblewrap:
     keeps_writes = False
     networked = True
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, settings: NodeSettings) -> None:
         self._launcher = launcher
         self._bwrap = find_bwrap()
         self._agent = binary("runra-agent")
         self._filter = seccomp.program()
         self._masked = [path for path in _MASKED if Path(path).exists()]
         self._stage = Stage(launcher)
+        self._settings = settings
 
     def host_processes(self, inside: int) -> int:
         return inside
@@ -87,7 +88,8 @@ class Bubblewrap:
         else:
             words = await self._stage_words(box, box.first_id)
             arguments = [stage_bwrap(self._bwrap)[1], *self._arguments(box, staged=True)]
-        words += ["--", *arguments, "--", AGENT, "--listen-fd", str(_LISTEN_FD)]
+        words += ["files", str(self._settings.max_open_files), "--", *arguments, "--", AGENT]
+        words += ["--listen-fd", str(_LISTEN_FD), "--max-commands", str(self._settings.max_commands)]
         with _memory_file(self._filter) as rules:
             if box.netns is None:
                 return await spawn(self._launcher, box, words, [rules.fileno()])

@@ -22,7 +22,7 @@ from runra.errors import RunraError
 from runra.node.isolation import Box
 from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, START_TIMEOUT, Stage, null, spawn
 from runra.node.launcher import Launcher, binary
-from runra.node.settings import IDS_PER_SANDBOX
+from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 from runra.node.waiting import read_all
 
 #: How runsc takes over a program's system calls, best first. `kvm` needs a device that no sandbox's ids may open.
@@ -38,7 +38,8 @@ _IF_KNOWN: Final = ("--directfs=false", "--overlay2=none", "--host-uds=none", "-
 _THREADS_PER_PROCESS: Final = 16
 #: Threads of gVisor's kernel and file server, which grow with calls that block in the host's kernel.
 _OWN_THREADS: Final = 512
-_OPEN_FILES: Final = (65_536, 1_048_576)
+#: Descriptors a process starts with, unless it may have fewer.
+_OPEN_FILES: Final = 65_536
 #: gVisor lays a memory file system over an empty /tmp. This folder in it keeps /tmp on the sandbox's disk.
 _TMP_MARK: Final = ".runra"
 #: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
@@ -96,12 +97,12 @@ class Gvisor:
 
     name = "gvisor"
     keeps_writes = True
-    networked = False
+    networked = True
 
-    def __init__(self, launcher: Launcher, runsc: Runsc, max_pids: int) -> None:
+    def __init__(self, launcher: Launcher, runsc: Runsc, settings: NodeSettings) -> None:
         self._launcher = launcher
         self._runsc = runsc
-        self._max_pids = max_pids
+        self._settings = settings
         self._agent = binary("runra-agent")
         self._preload = binary("runra-preload.so")
         self._stage = Stage(launcher)
@@ -129,25 +130,39 @@ class Gvisor:
             lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))
             upper = f"upperdir={STAGE}/box/upper{number},workdir={STAGE}/box/work{number}"
             words += ["overlay", overlay.target, f"lowerdir={lower},{upper},userxattr"]
-        return await spawn(self._launcher, box, [*words, "--", *self._command(box)])
+        words += ["--", *self._command(box)]
+        if box.netns is None:
+            return await spawn(self._launcher, box, words)
+        return await spawn(self._launcher, box, ["netns", *words], [box.netns])
 
     def _command(self, box: Box) -> list[str]:
         command = [f"{STAGE}/wall/runsc", f"--root={STAGE}/state/run", f"--platform={self._runsc.platform}"]
-        command += ["--ignore-cgroups", "--network=none", "--file-access=exclusive", *self._runsc.flags]
+        network = "none" if box.netns is None else "sandbox"
+        command += ["--ignore-cgroups", f"--network={network}", "--file-access=exclusive", *self._runsc.flags]
         return [*command, "run", "--detach", f"--bundle={STAGE}/box/bundle", f"--pid-file={STAGE}/state/pid", box.id]
 
     def _spec(self, box: Box) -> dict[str, Any]:
         """What is inside, in the words of the OCI runtime specification 1.0."""
+        namespaces: list[dict[str, str]] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+        # The launcher has moved the sandbox's network into the namespace that runsc starts in.
+        given_network = {"path": "/proc/self/ns/net"} if box.netns is not None else {}
+        namespaces.append({"type": "network", **given_network})
         capabilities = [f"CAP_{capability}" for capability in CAPABILITIES]
         given = {AGENT: "agent"}
         if self._runsc.stat_broken:
             given |= {_PRELOAD: "preload.so", "/etc/ld.so.preload": "box/bundle/ld.so.preload"}
-        limits = {"RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_CORE": (0, 0), "RLIMIT_NPROC": (self._max_pids,) * 2}
+        files = self._settings.max_open_files
+        processes = self._settings.max_pids
+        limits = {
+            "RLIMIT_NOFILE": (min(_OPEN_FILES, files), files),
+            "RLIMIT_NPROC": (processes, processes),
+            "RLIMIT_CORE": (0, 0),
+        }
         return {
             "ociVersion": "1.0.2",
             "process": {
                 "user": {"uid": 0, "gid": 0},
-                "args": [AGENT, "--pass-fd", "0"],
+                "args": [AGENT, "--pass-fd", "0", "--max-commands", str(self._settings.max_commands)],
                 "env": [],
                 "cwd": "/",
                 "noNewPrivileges": True,
@@ -177,7 +192,7 @@ class Gvisor:
                     for number, volume in enumerate(box.volumes)
                 ),
             ],
-            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+            "linux": {"namespaces": namespaces},
         }
 
 

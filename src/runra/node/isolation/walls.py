@@ -47,10 +47,10 @@ async def offered(launcher: Launcher, settings: NodeSettings) -> dict[str, Isola
 
 async def _make(name: str, launcher: Launcher, settings: NodeSettings) -> Isolation:
     if name == "bubblewrap":
-        return Bubblewrap(launcher)
+        return Bubblewrap(launcher, settings)
     if os.geteuid() != 0:
         raise RunraError("INVALID_CONFIG", "gVisor needs user ids of its own for each sandbox: run the server as root")
-    return Gvisor(launcher, await find_runsc(launcher), settings.max_pids)
+    return Gvisor(launcher, await find_runsc(launcher), settings)
 
 
 def choose(offered: Mapping[str, Isolation], name: str | None) -> Isolation:

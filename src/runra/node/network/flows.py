@@ -89,6 +89,7 @@ def _open() -> socket.socket:
     link.settimeout(5.0)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
     link.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
+    link.bind((0, 0))  # a socket without a number of its own is passed over where the kernel speaks unasked
     return link
 
 

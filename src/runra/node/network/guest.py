@@ -73,6 +73,7 @@ class Guest:
         organization_id: str,
         interface: str,
         address: str,
+        index: int,
         mark: int,
         *,
         policy: Policy,
@@ -82,7 +83,7 @@ class Guest:
         publish: Publish,
     ) -> None:
         self.id, self.organization_id = sandbox_id, organization_id
-        self.interface, self.address, self.mark = interface, address, mark
+        self.interface, self.address, self.index, self.mark = interface, address, index, mark
         self.policy, self.secrets = policy, secrets
         #: Ranges the operator opened, for all and for its organization.
         self.opened = opened + organization_opened
@@ -92,7 +93,8 @@ class Guest:
         self.leaving = False
         #: Connections that were accepted, those whose target is not known yet included.
         self.accepted = 0
-        self.asking = 0
+        #: Questions to the resolver under way, and its connections by TCP.
+        self.asking = self.resolving = 0
         #: What costs this server's time, per second and at once: questions, connections, new names below a wildcard.
         self.questions = Bucket(200.0, 400.0)
         self.arrivals = Bucket(200.0, 400.0)

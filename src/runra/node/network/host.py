@@ -84,8 +84,8 @@ def may_forward() -> bool:
 class HostNetwork:
     """Every sandbox's network on this host. `open` takes the addresses, `begin` puts the rules in force.
 
-    What talks to the kernel runs on one thread of its own: nothing of it holds up the event loop, and nothing needs a
-    lock.
+    What talks to the kernel runs on two threads, one for rules and one that makes namespaces: nothing of it holds up
+    the event loop, and nothing needs a lock.
     """
 
     def __init__(self, settings: NetworkSettings, data_dir: Path, instance: str, publish: Publish) -> None:
@@ -95,6 +95,9 @@ class HostNetwork:
         self._publish = publish
         self._opened = tuple(networks(settings.open_ranges))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        #: Making a namespace takes milliseconds: it must not stand before a change of rules that a create waits for.
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="namespaces")
+        self._forwarding = False
         self._guests: dict[str, Guest] = {}
         self._ready: deque[Place] = deque()
         self._taken: set[int] = set()
@@ -176,7 +179,7 @@ class HostNetwork:
             bandwidth_mbit=self._settings.bandwidth_mbit,
         )
         if any(guest.policy.mode == "open" for guest in self._guests.values()):
-            await self._run(namespaces.let_forward)
+            await self._forward()
         await self._make_table()
         self._go(self._fill())
         self._go(self._watch())
@@ -199,6 +202,7 @@ class HostNetwork:
         if hasattr(self, "_nft"):
             await self._run(self._nft.close)
         self._thread.shutdown(wait=False)
+        self._maker.shutdown(wait=False)
 
     # --- guests ---
 
@@ -224,17 +228,29 @@ class HostNetwork:
         return place
 
     async def admit(self, sandbox_id: str, organization_id: str, place: Place, network: Network | None) -> Guest:
-        """Put a sandbox's policy in force, before its first process. Raises RunraError; then nothing passes."""
-        guest = self._guest(sandbox_id, organization_id, place.index, network)
-        if guest.policy.mode == "open":
-            await self._run(namespaces.let_forward)
+        """Put a sandbox's policy in force, before its first process. Raises RunraError; then nothing passes, and the
+        place is given back."""
+        try:
+            guest = self._guest(sandbox_id, organization_id, place.index, network)
+        except BaseException:
+            self._taken.discard(place.index)
+            raise
         self._guests[guest.address] = guest
         try:
+            if guest.policy.mode == "open":
+                await self._forward()
             await self._apply(self._table.admit(guest.member()))
         except BaseException:
-            del self._guests[guest.address]
+            # Cancelled, the kernel may be about to do it nevertheless; what comes after on its thread undoes it.
+            self._go(self._withdraw(guest))
             raise
         return guest
+
+    async def _withdraw(self, guest: Guest) -> None:
+        with contextlib.suppress(RunraError):  # nothing of it was in force
+            await self._run(lambda: self._nft.run(self._table.dismiss(guest.member())))
+        self._guests.pop(guest.address, None)
+        self._taken.discard(guest.index)
 
     def adopt(self, sandbox_id: str, organization_id: str, index: int, network: Network | None) -> Guest:
         """Know a sandbox an earlier server left, before `begin`."""
@@ -252,7 +268,7 @@ class HostNetwork:
         wanted, secrets = self.policy_of(network), secrets_of(network)
         before, old = guest.member(), (guest.policy, guest.secrets)
         if wanted.mode == "open":
-            await self._run(namespaces.let_forward)
+            await self._forward()
         guest.policy, guest.secrets = wanted, secrets
         try:
             await self._apply(self._table.dismiss(before) + self._table.admit(guest.member()))
@@ -276,11 +292,7 @@ class HostNetwork:
             await asyncio.sleep(_LAST_WORDS)
         finally:
             self._guests.pop(guest.address, None)
-            self._taken.discard(guest.mark & 0xFFFF)
-
-    def discard(self, place: Place) -> None:
-        """Give back a place that no sandbox was put in; its descriptor is the caller's to close."""
-        self._taken.discard(place.index)
+            self._taken.discard(guest.index)
 
     def _guest(self, sandbox_id: str, organization_id: str, index: int, network: Network | None) -> Guest:
         return Guest(
@@ -288,6 +300,7 @@ class HostNetwork:
             organization_id,
             self._interface(index),
             self._address(index),
+            index,
             _MARK | int(self._instance[:2], 16) << 16 | index,
             policy=self.policy_of(network),
             secrets=secrets_of(network),
@@ -333,8 +346,14 @@ class HostNetwork:
     async def _make(self) -> Place:
         index = self._free_index()
         interface, address = self._interface(index), self._address(index)
+        loop = asyncio.get_running_loop()
+        making = loop.run_in_executor(self._maker, namespaces.make, interface, address, self._gateway)
         try:
-            netns = await self._run(lambda: namespaces.make(interface, address, self._gateway))
+            netns = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_close_unwanted)
+            self._taken.discard(index)
+            raise
         except OSError as error:
             self._taken.discard(index)
             raise RunraError("INTERNAL_ERROR", f"no network namespace could be made: {error}") from error
@@ -353,6 +372,11 @@ class HostNetwork:
     async def _run(self, work: Callable[[], Result]) -> Result:
         """On the network's thread, to its end whatever becomes of the caller."""
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _forward(self) -> None:
+        if not self._forwarding:
+            await self._run(namespaces.let_forward)
+            self._forwarding = True
 
     async def _apply(self, commands: str) -> None:
         try:
@@ -392,6 +416,12 @@ class HostNetwork:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("network: %s", error)
+
+
+def _close_unwanted(made: asyncio.Future[int]) -> None:
+    """A namespace that was finished after whoever wanted it had gone."""
+    if not made.cancelled() and made.exception() is None:
+        os.close(made.result())
 
 
 def secrets_of(network: Network | None) -> dict[str, Secret]:

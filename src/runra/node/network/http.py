@@ -230,10 +230,11 @@ class HttpProxy:
             raise Refusal(502, f"{route.name}:{route.port} does not answer: {error}", route.name) from None
         try:
             if secret is None:
-                reader, writer = await asyncio.open_connection(sock=link)
+                reader, writer = await asyncio.open_connection(sock=link, limit=sockets.CHUNK)
             else:
                 reader, writer = await asyncio.open_connection(
                     sock=link,
+                    limit=sockets.CHUNK,
                     ssl=self._trust,
                     server_hostname=route.name,
                     ssl_handshake_timeout=_TLS_TIMEOUT,
@@ -280,6 +281,9 @@ def _host_of(request: h11.Request) -> str:
 
 
 def _wants_upgrade(headers: Any) -> bool:
+    """To a WebSocket. Any other protocol, HTTP/2 above all, would carry requests that nobody judges."""
+    if [value.lower() for name, value in headers if name == b"upgrade"] != [b"websocket"]:
+        return False
     tokens = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
     return b"upgrade" in (token.strip() for token in tokens)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Literal
 
 import idna
@@ -163,16 +163,3 @@ def _wrong(entry: str, why: str) -> RunraError:
 def denied(address: IPv4Address, opened: tuple[IPv4Network, ...] = ()) -> bool:
     """Whether nobody may reach this address, but for what the operator opened."""
     return any(address in network for network in DENIED) and not any(address in network for network in opened)
-
-
-#: IPv6 forms with an IPv4 address inside, by the bits it lies above: v4-mapped (RFC 4291), NAT64 (RFC 6052),
-#: 6to4 (RFC 3056).
-_EMBEDDED: Final = ((IPv6Network("::ffff:0:0/96"), 0), (IPv6Network("64:ff9b::/96"), 0), (IPv6Network("2002::/16"), 80))
-
-
-def embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address an IPv6 one stands for, or None."""
-    for network, shift in _EMBEDDED:
-        if address in network:
-            return IPv4Address((int(address) >> shift) & 0xFFFF_FFFF)
-    return None

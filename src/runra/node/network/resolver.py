@@ -208,9 +208,10 @@ class NameServer:
         guest = self._who(writer.get_extra_info("peername")[0])
         task = asyncio.current_task()
         assert task is not None
-        if guest is None or guest.asking >= _ASKING:
+        if guest is None or guest.resolving >= _ASKING or not guest.arrivals.take():
             writer.transport.abort()
             return
+        guest.resolving += 1
         self._tasks.add(task)
         try:
             for _ in range(_TCP_QUESTIONS):
@@ -227,5 +228,6 @@ class NameServer:
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             return
         finally:
+            guest.resolving -= 1
             self._tasks.discard(task)
             writer.transport.abort()

@@ -72,6 +72,8 @@ class Stats:
 #: An error that says nothing about when to come again waits this long at first, and twice as long each time.
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
+#: A back end that says "at once" is not asked without end.
+SHORTEST_PAUSE_S: Final = 0.1
 
 
 def as_failure(error: BaseException) -> RunraError:

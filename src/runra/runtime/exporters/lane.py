@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from runra.errors import RunraError
 from runra.events import Event, EventType
-from runra.runtime.exporters.delivery import FIRST_PAUSE_S, LONGEST_PAUSE_S, Route, Stats, as_failure
+from runra.runtime.exporters.delivery import FIRST_PAUSE_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Route, Stats, as_failure
 
 log: Final = logging.getLogger("runra.exporters")
 
@@ -178,7 +178,9 @@ class Lane:
                 self.stats.failure = ""
                 return None
             asked = failure.details.get("retryAfterMs")
-            wait = asked / 1000 if isinstance(asked, int | float) else random.uniform(pause / 2, pause)  # noqa: S311
+            wait = random.uniform(pause / 2, pause)  # noqa: S311 - no secret: it spreads the retries of many
+            if isinstance(asked, int | float):
+                wait = max(asked / 1000, SHORTEST_PAUSE_S)
             again = failure.retryable and time.monotonic() + wait < give_up
             self._fail(failure, "will be tried again" if again else "given up: its events are dropped")
             if not again:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from runra.events import Event
@@ -56,6 +57,7 @@ _LONGEST_NAME: Final = 256
 _LARGEST_INT: Final = 2**63
 
 
+@lru_cache(maxsize=4_096)
 def is_secret_name(name: str) -> bool:
     """Whether text under this name (of a field, header or environment variable) is to be kept back."""
     return _SECRET_NAME.search(name) is not None
@@ -76,14 +78,17 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = (), max_text: int = 16_384) -> None:
-        self._max_text = max_text
+        self.max_text = max_text
         self._secrets: dict[str, None] = {}
         self._overlap = 512
+        #: Names as they may be told: the same few come with every event.
+        self._names: dict[str, str] = {}
         self.add(*secrets)
 
     def add(self, *values: str) -> None:
         """Keep back these values wherever they appear from now on. Those under six characters are left: they would be
         found everywhere. The latest 10,000 are known."""
+        self._names.clear()
         for value in values:
             if len(value.strip()) >= _SHORTEST_SECRET:
                 self._secrets[value[:_LONGEST_SECRET]] = None
@@ -93,14 +98,25 @@ class Redactor:
 
     def clean(self, event: Event) -> tuple[Event, int]:
         """The event without secrets and of bounded size, and its rough size in bytes."""
-        walk = _Walk(self, 4 * self._max_text)
+        walk = _Walk(self, 4 * self.max_text)
         data = {walk.name(name): walk.value(item, str(name)) for name, item in walk.some(event.data.items())}
         # 300: the envelope. Each node costs Python about 60 bytes whatever is in it.
         return event.model_copy(update={"data": data}), 300 + 60 * walk.nodes + walk.used
 
+    def name(self, name: str) -> str:
+        """A name of a field, without secrets and of bounded length."""
+        known = self._names.get(name)
+        if known is None:
+            known = self.text(name, _LONGEST_NAME)
+            if len(self._names) >= 4_096:
+                self._names.clear()
+            if len(name) <= _LONGEST_NAME:
+                self._names[name] = known
+        return known
+
     def text(self, text: str, limit: int | None = None) -> str:
         """One text without secrets, cut at `limit` characters."""
-        limit = self._max_text if limit is None else limit
+        limit = self.max_text if limit is None else limit
         # A little beyond the limit is looked at, too: a secret that the cut would halve must still be found.
         window = text[: limit + self._overlap] if len(text) > limit else text
         window = window if window.isascii() else window.encode("utf-8", "backslashreplace").decode()
@@ -159,8 +175,9 @@ class _Walk:
             yield item
 
     def name(self, name: Any) -> str:
-        plain = isinstance(name, str) and len(name) < 24 and name.isascii() and "\0" not in name
-        return name if plain else self._text(str(name), _LONGEST_NAME)
+        told = self._redactor.name(str(name))
+        self.used += len(told)
+        return told
 
     def value(self, value: Any, name: str = "", depth: int = 0, secret: bool = False) -> Any:
         if value is None or value is True or value is False:
@@ -184,10 +201,8 @@ class _Walk:
             return [self.value(item, "", depth + 1, inside) for item in self.some(value)]
         return REDACTED if secret else self._text(str(value))
 
-    def _text(self, text: str, limit: int | None = None) -> str:
-        left = self._budget - self.used
-        if limit is None or limit > left:
-            limit = min(self._redactor._max_text, max(0, left))
-        clean = self._redactor.text(text, limit)
+    def _text(self, text: str) -> str:
+        left = max(0, self._budget - self.used)
+        clean = self._redactor.text(text, min(self._redactor.max_text, left))
         self.used += len(clean)
         return clean

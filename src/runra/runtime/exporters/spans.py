@@ -13,7 +13,15 @@ from typing import Any, Final
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    set_span_in_context,
+)
 from opentelemetry.trace import Span as ApiSpan
 
 from runra.events import Event
@@ -89,6 +97,8 @@ class SpanMaker:
     def add(self, event: Event) -> SpanContext:
         """Take an event in; the context of the span it belongs to."""
         self._now = moment(event.timestamp)
+        if not event.run_id and not event.sandbox_id:  # of the server, such as an image's
+            return INVALID_SPAN_CONTEXT
         trace = self._trace(event)
         trace.latest = self._now
         topic = event.type.partition(".")[0]
@@ -111,7 +121,7 @@ class SpanMaker:
         context = trace.root.get_span_context()
         # A run is over when its costs are summed up, a sandbox when it is terminated.
         if event.type == "cost.total" or (event.type == "sandbox.terminated" and not event.run_id):
-            self._end(trace, finished=True)
+            self._end(trace)
         return context
 
     def rest(self) -> None:
@@ -120,12 +130,12 @@ class SpanMaker:
             if self._now - trace.latest <= _QUIET_NS:
                 break  # they lie in the order of their latest events
             if not trace.ended and not trace.execs and not trace.tools:
-                self._end(trace, finished=True, at=trace.latest)
+                self._end(trace, trace.latest)
 
     def close(self) -> None:
         """End what is open."""
         for trace in self._traces.values():
-            self._end(trace, finished=False)
+            self._end(trace)
         self._traces.clear()
 
     # --- runs and sandboxes ---
@@ -147,12 +157,13 @@ class SpanMaker:
             self._ids.trace_id = None
         trace = self._traces[key] = _Trace(root)
         if len(self._traces) > _MOST_TRACES:
-            self._end(self._traces.popitem(last=False)[1], finished=False)
+            self._end(self._traces.popitem(last=False)[1])
         return trace
 
-    def _end(self, trace: _Trace, *, finished: bool, at: int | None = None) -> None:
+    def _end(self, trace: _Trace, at: int | None = None) -> None:
         """End the root and all that is open below it. It stays known: what comes late still joins the trace."""
-        for span in (*trace.execs.values(), *trace.tools.values()):
+        unfinished = (*trace.execs.values(), *trace.tools.values())
+        for span in unfinished:
             span.set_attribute(_UNFINISHED, True)
             span.end(self._now)
         trace.execs.clear()
@@ -161,7 +172,7 @@ class SpanMaker:
         if trace.ended:
             return
         trace.ended = True
-        if not finished:
+        if unfinished:
             trace.root.set_attribute(_UNFINISHED, True)
         trace.root.end(self._now if at is None else at)
         trace.root = NonRecordingSpan(trace.root.get_span_context())  # all that late ones need
@@ -247,7 +258,7 @@ class SpanMaker:
             return trace.root.get_span_context()
         if event.type == "agent.tool_result":
             return self._tool_result(trace, event)
-        turn = self._turn(trace, data)
+        turn = self._turn(trace, data.get("turn"))
         if event.type != "agent.tool_call":
             turn.add_event(event.type, _plain(data), self._now)
             return turn.get_span_context()
@@ -278,16 +289,17 @@ class SpanMaker:
         trace.answered = not trace.tools
         return span.get_span_context()
 
-    def _turn(self, trace: _Trace, data: Mapping[str, Any]) -> ApiSpan:
+    def _turn(self, trace: _Trace, mark: Any, start: int | None = None) -> ApiSpan:
         """The turn something belongs to. A new one begins when the event's `turn` says so; where there is none, when
         the agent goes on after all tools of the turn before have answered."""
-        mark = data.get("turn")
-        new = trace.turn is None or (trace.answered if mark is None else mark != trace.turn_mark)
+        known = mark is not None and trace.turn_mark is not None
+        new = trace.turn is None or (mark != trace.turn_mark if known else trace.answered)
         if new:
             self._end_turn(trace)
             trace.turns += 1
-            trace.turn = self._start(trace.root, f"turn {trace.turns}", {"runra.turn": trace.turns})
-            trace.turn_mark = mark
+            trace.turn = self._start(trace.root, f"turn {trace.turns}", {"runra.turn": trace.turns}, start)
+            trace.turn_mark = None
+        trace.turn_mark = trace.turn_mark if mark is None else mark
         trace.answered = False
         assert trace.turn is not None
         return trace.turn
@@ -315,7 +327,10 @@ class SpanMaker:
             "error.type": data.get("error"),
         }
         start = self._began(data)
-        span = self._start(trace.turn or trace.root, f"chat {model[:60]}", attributes, start, SpanKind.CLIENT)
+        # A call begins a turn, unless it is one beside the agent's own work (the title of a conversation, say).
+        aside = data.get("turn") is False
+        above = trace.turn or trace.root if aside else self._turn(trace, None, start)
+        span = self._start(above, f"chat {model[:60]}", attributes, start, SpanKind.CLIENT)
         if data.get("error"):
             span.set_status(Status(StatusCode.ERROR, text(data.get("error"))))
         span.end(self._now)

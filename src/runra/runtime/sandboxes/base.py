@@ -36,6 +36,8 @@ class BaseProvider(ABC):
 
     id: str
     capabilities: Capabilities = Capabilities.of()
+    #: Whether it reports every pause, resume and end itself, those that were asked for, too: it knows the times.
+    reports_life = False
 
     def __init__(self) -> None:
         self.report: Report = lambda type, sandbox_id, data: None

@@ -48,6 +48,7 @@ class DockerProvider(TimedProvider):
         "streaming",
         "stdin",
         "background",
+        "stdin_end",
         "user",
         "pause",
         "auto_resume",
@@ -112,25 +113,36 @@ class DockerProvider(TimedProvider):
         id = new_id("sb")
         wanted = container(id, config, self._config, self._cpus)
         try:
-            async with self._call("creating a container", image=config.image, limit_s=_PULL_S):
+            async with self._call("finding the image", image=config.image, limit_s=_PULL_S):
                 await self._image(config.image)
+            async with self._call("creating a container", image=config.image):
                 await self._create(id, wanted)
+            await self._try(id, config.image)
             shown = await self._show(id)
-            if not shown["State"]["Running"]:
-                raise RunraError(
-                    "INVALID_REQUEST",
-                    f"image: {config.image!r} does not run: it needs /bin/sh and sleep",
-                    details={"field": "image", "exitCode": shown["State"].get("ExitCode")},
-                )
-        except BaseException as error:
+        except BaseException:
             await to_end(self._destroy(id), _UNDO_S)
-            if isinstance(error, RunraError) and "executable file not found" in error.message:
-                raise RunraError(
-                    "INVALID_REQUEST", f"image: {config.image!r} has no /bin/sh", details={"field": "image"}
-                ) from None
             raise
         self._lifetimes.add(Life(id, config.timeout_ms, config.idle_timeout_ms, config.auto_resume))
         return handle(shown)
+
+    async def _try(self, id: str, image: str) -> None:
+        """See that it runs: the engine calls a container started before its first program has been found."""
+        try:
+            attached = await self._attach(id, shell.argv(":"), ExecuteOptions(), stdin=False)
+            result = await finish(attached, ExecuteOptions(timeout_ms=self._config.timeout_ms))
+        except RunraError as error:
+            if error.code not in ("SANDBOX_NOT_FOUND", "INVALID_REQUEST", "INVALID_STATE", "INTERNAL_ERROR"):
+                raise
+            why = error.message
+        else:
+            if result.exit_code == 0:
+                return
+            why = (result.stderr or result.stdout).strip()[-300:]
+        raise RunraError(
+            "INVALID_REQUEST",
+            f"image: {image!r} does not run as a sandbox: it needs /bin/sh and sleep ({why})",
+            details={"field": "image"},
+        )
 
     async def _create(self, id: str, wanted: dict[str, Any]) -> None:
         # The engine finishes a create whose caller hangs up: only one that has been answered can be taken back.
@@ -208,16 +220,18 @@ class DockerProvider(TimedProvider):
         return bool((await self._show(id))["State"]["Paused"])
 
     async def terminate(self, id: str) -> None:
-        if not SANDBOX_ID.fullmatch(id):
-            raise not_found(id)
         try:
-            await self._show(id)  # only what is of this namespace
+            shown = await self._show(id)  # only what is of this namespace
         except RunraError as error:
-            if error.code != "SANDBOX_NOT_FOUND":
+            if error.code != "SANDBOX_NOT_FOUND" or not SANDBOX_ID.fullmatch(id):
                 raise
             self._lifetimes.remove(id)
             return
-        await self._destroy(id)
+        life = self._known(shown)
+        if life is None:  # it ended by itself: what is left of it is cleared away
+            await self._destroy(id)
+        else:
+            await self._end(life, "user")
 
     async def _destroy(self, id: str) -> None:
         """Kill it and delete what it had; one that is gone is fine."""
@@ -308,6 +322,8 @@ class DockerProvider(TimedProvider):
             async with asyncio.timeout(seconds):
                 yield
         except aiodocker.DockerError as error:
+            if error.status > 599:  # aiodocker's own, for an engine it cannot reach
+                raise self._unreachable(doing, id, error) from error
             raise mapped(error, doing, id, image) from None
         except TimeoutError:
             raise RunraError(
@@ -317,13 +333,16 @@ class DockerProvider(TimedProvider):
                 retryable=False,
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise RunraError(
-                "NETWORK_ERROR",
-                f"docker, {doing}: no engine answers at {self._config.url or self._docker.docker_host} ({error}); "
-                "is it running, and may you use its socket?",
-                details={"reason": "connect", "sandboxId": id},
-                retryable=True,
-            ) from error
+            raise self._unreachable(doing, id, error) from error
+
+    def _unreachable(self, doing: str, id: str, error: Exception) -> RunraError:
+        return RunraError(
+            "NETWORK_ERROR",
+            f"docker, {doing}: no engine answers at {self._config.url or self._docker.docker_host} ({error}); is it "
+            "running, and may you use its socket?",
+            details={"reason": "connect", "sandboxId": id},
+            retryable=True,
+        )
 
     async def dispose(self) -> None:
         await self._unwatch()

@@ -60,6 +60,7 @@ class E2BProvider(BaseProvider):
         "streaming",
         "stdin",
         "background",
+        "stdin_end",
         "user",
         "ports",
         "pause",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -11,9 +12,12 @@ from typing import Any, cast
 from runra.contract import ExecutionResult
 from runra.errors import RunraError
 from runra.events import Event
+from runra.ids import new_id
 from runra.runtime.capabilities import Capabilities
-from runra.runtime.sandboxes.base import BaseProvider, Files
-from runra.runtime.types import ExecuteOptions, SandboxHandle
+from runra.runtime.sandboxes import shell
+from runra.runtime.sandboxes.base import BaseProvider, Files, Ports
+from runra.runtime.tasks import to_end
+from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle
 from runra.sdk._async.client import AsyncRunra
 from runra.sdk._async.events import AsyncEventStream
 from runra.sdk._async.processes import AsyncProcess
@@ -25,6 +29,8 @@ from runra.sdk.types import ListOptions, SandboxConfig, SandboxList
 _FROM_START = "evt_"
 _CONNECT_S = 5.0
 _PAGE = 100
+_KILL_S = 15.0
+_log = logging.getLogger("runra.runtime")
 
 
 class RunraSandboxProvider(BaseProvider):
@@ -36,8 +42,10 @@ class RunraSandboxProvider(BaseProvider):
         "streaming",
         "stdin",
         "background",
+        "stdin_end",
         "pty",
         "user",
+        "ports",
         "pause",
         "auto_resume",
         "timeout",
@@ -86,7 +94,16 @@ class RunraSandboxProvider(BaseProvider):
     async def execute(
         self, id: str, command: str | Sequence[str], options: ExecuteOptions | None = None
     ) -> ExecutionResult:
-        return await (await self._at(id)).exec(command, _given(options))
+        given = _given(options)
+        tag = new_id("exec")
+        given["env"] = {**given.get("env", {}), shell.TAG: tag}
+        sandbox = await self._at(id)
+        try:
+            return await sandbox.exec(command, given)
+        except asyncio.CancelledError:
+            # A client that goes away leaves its command running; a run that is cancelled must not.
+            await to_end(_kill(sandbox, tag, given.get("user")), _KILL_S)
+            raise
 
     async def start_process(
         self, id: str, command: str | Sequence[str], options: ExecuteOptions | None = None
@@ -111,6 +128,19 @@ class RunraSandboxProvider(BaseProvider):
     async def terminate(self, id: str) -> None:
         await self._client.sandboxes.terminate(id)
         self._met.pop(id, None)
+
+    # --- ports -------------------------------------------------------------------------------------------------------
+
+    async def expose_port(self, id: str, port: int) -> PortInfo:
+        exposed = await (await self._at(id)).expose_port(port)
+        return PortInfo(port=exposed.port, url=exposed.url, exposed_at=exposed.exposed_at)
+
+    async def list_ports(self, id: str) -> Ports:
+        found = await (await self._at(id)).get_ports()
+        return [PortInfo(port=one.port, url=one.url, exposed_at=one.exposed_at) for one in found]
+
+    async def close_port(self, id: str, port: int) -> None:
+        await (await self._at(id)).close_port(port)
 
     # --- files: the server does them inside the sandbox, binary safe and of any size --------------------------------
 
@@ -159,6 +189,15 @@ class RunraSandboxProvider(BaseProvider):
     def _meet(self, sandbox: AsyncSandbox) -> SandboxHandle:
         self._met.setdefault(sandbox.id, sandbox)
         return _handle(sandbox)
+
+
+async def _kill(sandbox: AsyncSandbox, tag: str, user: str | None) -> None:
+    command = shell.argv(shell.KILL, f"{shell.TAG}={tag}")
+    try:
+        await sandbox.exec(command, user=user, timeout_ms=int(_KILL_S * 1000))
+    except RunraError as error:
+        if error.code not in ("SANDBOX_NOT_FOUND", "INVALID_STATE"):  # then nothing runs in it
+            _log.warning("sandbox %s: a cancelled command may run on: %s", sandbox.id, error)
 
 
 async def _tell(stream: AsyncEventStream, connected: Callable[[], None]) -> None:

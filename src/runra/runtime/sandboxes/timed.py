@@ -22,6 +22,8 @@ class TimedProvider(BaseProvider):
     this process has not met yet, raising SANDBOX_NOT_FOUND.
     """
 
+    reports_life = True
+
     @abstractmethod
     async def _freeze(self, id: str) -> None: ...
 
@@ -52,7 +54,7 @@ class TimedProvider(BaseProvider):
     async def pause(self, id: str) -> None:
         life = await self._met(id)
         async with life.turn:
-            await self._stop(life)
+            await self._stop(life, "user")
 
     async def resume(self, id: str) -> None:
         life = await self._met(id)
@@ -60,33 +62,37 @@ class TimedProvider(BaseProvider):
             life.stop_clock()
         await self._wake(life)
 
+    async def _end(self, life: Life, reason: str) -> None:
+        ran = life.total_ms()
+        await self._destroy(life.id)
+        self.report("sandbox.terminated", life.id, {"reason": reason, "totalRuntimeMs": ran})
+
     async def _met(self, id: str) -> Life:
         return self._lifetimes.get(id) or await self._found(id)
 
-    async def _stop(self, life: Life) -> None:
+    async def _stop(self, life: Life, reason: str) -> None:
         await self._freeze(life.id)
         if not life.paused:
             life.stop_clock()
             self._lifetimes.note(life)
+            self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": reason})
 
-    async def _wake(self, life: Life) -> float:
-        """Let it run; how long it was paused, in ms."""
+    async def _wake(self, life: Life) -> None:
         async with life.turn:
             if not life.paused:
-                return 0.0
+                return
             await self._thaw(life.id)
-            paused_ms = (time.monotonic() - life.since) * 1000
+            paused_ms = int((time.monotonic() - life.since) * 1000)
             life.start_clock()
             self._lifetimes.note(life)
-            return paused_ms
+            self.report("sandbox.resumed", life.id, {"pausedDurationMs": paused_ms})
 
     async def _idle(self, life: Life) -> None:
         async with life.turn:
             # Whoever begins to use it waits for this turn, see `_use`.
             if life.idle_left() != 0:
                 return
-            await self._stop(life)
-        self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": "idle"})
+            await self._stop(life, "idle")
 
     async def _time_over(self, life: Life) -> None:
         try:
@@ -99,9 +105,7 @@ class TimedProvider(BaseProvider):
         if paused and not life.paused:  # by another process
             life.stop_clock()
             return
-        ran = life.total_ms()
-        await self._destroy(life.id)
-        self.report("sandbox.terminated", life.id, {"reason": "timeout", "totalRuntimeMs": ran})
+        await self._end(life, "timeout")
 
     @asynccontextmanager
     async def _active(self, id: str) -> AsyncIterator[None]:
@@ -120,8 +124,7 @@ class TimedProvider(BaseProvider):
             async with life.turn:  # a pause under way is over, and none for being idle can begin any more
                 paused = life.paused
             if paused and life.auto_resume:
-                if paused_ms := await self._wake(life):
-                    self.report("sandbox.resumed", id, {"pausedDurationMs": int(paused_ms)})
+                await self._wake(life)
             elif paused:
                 if await self._is_paused(id):
                     raise RunraError(

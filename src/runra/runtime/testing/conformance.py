@@ -145,8 +145,9 @@ def test_a_cancelled_create_leaves_nothing(bench: Bench) -> None:
 
 def test_an_image_there_is_none_of(bench: Bench) -> None:
     before = bench.alive()
-    error = refused(lambda: bench.run(bench.runra.create_sandbox(image="runra-no-such-image")))
-    assert error.code == "INVALID_REQUEST"
+    error = refused(lambda: bench.run(bench.runra.create_sandbox(image="127.0.0.1:1/runra/no-such-image")))
+    # A registry that should know, and cannot be reached, is not the caller's mistake.
+    assert error.code in ("INVALID_REQUEST", "INTERNAL_ERROR", "NETWORK_ERROR"), error
     assert bench.alive() == before
 
 
@@ -222,16 +223,20 @@ def test_a_timeout_kills_and_keeps_what_came(bench: Bench, sandbox: Sandbox) -> 
     assert not bench.run(sandbox.files.exists("/tmp/survived"))
 
 
-def test_a_cancelled_command_returns_at_once(bench: Bench, sandbox: Sandbox) -> None:
+def test_a_cancelled_command_is_ended(bench: Bench, sandbox: Sandbox) -> None:
     async def interrupted() -> float:
-        task = asyncio.create_task(sandbox.exec("sleep 50"))
-        await asyncio.sleep(0.3)
+        task = asyncio.create_task(sandbox.exec("touch /tmp/began; (sleep 2; touch /tmp/went-on) & sleep 50"))
+        async with asyncio.timeout(20):
+            while not await sandbox.files.exists("/tmp/began"):
+                await asyncio.sleep(0.05)
         began = time.monotonic()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return time.monotonic() - began
 
     assert bench.run(interrupted()) < 15
+    bench.run(asyncio.sleep(2.5))
+    assert not bench.run(sandbox.files.exists("/tmp/went-on"))
     assert bench.run(sandbox.exec("echo well")).stdout == "well\n"
 
 
@@ -261,16 +266,29 @@ def test_stdin(bench: Bench, sandbox: Sandbox) -> None:
 
 def test_a_process_in_the_background(bench: Bench, sandbox: Sandbox) -> None:
     bench.needs("background", "stdin")
+    last = '[ "$line" = end ] && break'
 
     async def talk() -> tuple[str, int | None]:
-        process = await sandbox.exec("while read line; do echo got $line; done; exit 5", background=True)
+        process = await sandbox.exec(f"while read line; do {last}; echo got $line; done; exit 5", background=True)
+        assert process.pid > 0
         await process.send_stdin("a\n")
-        await process.send_stdin(b"b\n")
-        await process.close_stdin()
+        await process.send_stdin(b"b\nend\n")
         output = b"".join([chunk.data async for chunk in process.output()])
         return output.decode(), (await process.wait()).exit_code
 
     assert bench.run(talk()) == ("got a\ngot b\n", 5)
+
+
+def test_the_stdin_of_a_background_process_ends(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("background", "stdin", "stdin_end")
+
+    async def count() -> str:
+        process = await sandbox.exec("wc -c", background=True)
+        await process.send_stdin("x" * 100_000)
+        await process.close_stdin()
+        return (await process.wait()).stdout.strip()
+
+    assert bench.run(count()) == "100000"
 
 
 def test_a_background_process_is_killed(bench: Bench, sandbox: Sandbox) -> None:
@@ -352,6 +370,10 @@ def test_pause_and_resume(bench: Bench) -> None:
     bench.run(asyncio.sleep(0.5))
     assert int(bench.run(sandbox.exec("wc -l < /tmp/ticks")).stdout) > int(before), "its processes did not go on"
     bench.run(sandbox.terminate())
+    bench.until(lambda: "sandbox.terminated" in bench.of(sandbox))
+    life = [type for type in bench.of(sandbox) if type.startswith("sandbox.")]
+    expected = ["created", "started", "paused", "resumed", "terminated"]
+    assert life == [f"sandbox.{name}" for name in expected]
 
 
 def test_a_paused_one_is_ended(bench: Bench) -> None:
@@ -399,6 +421,9 @@ def test_an_idle_one_is_paused_but_not_one_that_works(bench: Bench) -> None:
     assert bench.run(sandbox.exec("sleep 2.5; echo done")).stdout == "done\n"
     assert "sandbox.paused" not in bench.of(sandbox)
     bench.until(lambda: "sandbox.paused" in bench.of(sandbox))  # asking would be activity
+    (paused,) = (event for event in bench.events if (event.sandbox_id, event.type) == (sandbox.id, "sandbox.paused"))
+    assert paused.data["reason"] == "idle"
+    assert 2500 <= paused.data["runtimeDurationMs"] < 15_000
     assert bench.run(sandbox.refresh()).state == "paused"
     bench.run(sandbox.terminate())
 

@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from runra.contract import KeyCreate, KeyCreated, KeyInfo, KeyLimits, OrganizationCreate, OrganizationInfo
+from runra.contract import (
+    KeyCreate,
+    KeyCreated,
+    KeyInfo,
+    KeyLimits,
+    OrganizationCreate,
+    OrganizationInfo,
+    OrganizationQuotas,
+)
 from runra.sdk._sync.api import Api
 from runra.sdk.types import RawPage, checked, merged, parsed
 
@@ -82,6 +90,16 @@ class Organizations:
         request = checked(OrganizationCreate, {"name": name})
         answer = self._api.call("POST", "/organizations", content=request.to_wire())
         return parsed(OrganizationInfo, answer.json("POST /organizations"), "POST /organizations")
+
+    def set_quotas(self, organization_id: str, quotas: OrganizationQuotas | Mapping[str, Any]) -> OrganizationInfo:
+        """Bound what an organization may have in all: `max_sandboxes`, `cpu`, `memory_mb`, `disk_mb`,
+        `creates_per_minute`. Those not named stay as they are; None lifts one."""
+        from urllib.parse import quote
+
+        given = quotas if isinstance(quotas, OrganizationQuotas) else checked(OrganizationQuotas, quotas)
+        path = f"/organizations/{quote(organization_id, safe='')}"
+        answer = self._api.call("PATCH", path, content={"quotas": given.to_wire()}, safe=True)
+        return parsed(OrganizationInfo, answer.json("PATCH /organizations"), "PATCH /organizations")
 
     def list(self) -> list[OrganizationInfo]:
         """All organizations."""

@@ -27,6 +27,7 @@ class Admitted:
     sandbox: Sandbox
     target: bytes
     authority: bytes
+    cuts: int
 
 
 class Door:
@@ -58,7 +59,7 @@ class Door:
                 return self._clean(headers, target, signed, left_ms)
         elif exposed.row.private:
             self._check(exposed, method, headers)
-        return Admitted(exposed, sandbox, target, _authority(headers))
+        return Admitted(exposed, sandbox, target, _authority(headers), exposed.cuts)
 
     def _check(self, exposed: Exposed, method: str, headers: Headers) -> None:
         if self._ports.has_token(exposed, values(headers, TOKEN_HEADER)):

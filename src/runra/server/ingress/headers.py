@@ -26,6 +26,9 @@ _RUNRA: Final = b"x-runra-"
 #: An API key, a preview's token or a signed link, wherever it stands: in Authorization, X-API-Key, a cookie, a Referer.
 _SECRET: Final = re.compile(rb"rra_(?:live|test)_|rpt_[A-Za-z0-9_-]{40}|runra-token=")
 
+#: No header's value (RFC 9110, 5.5). h11 lets some of it pass, uvicorn none.
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
 COOKIE: Final = b"runra-preview"
 #: Browsers take a cookie of this prefix only from a secure origin, for that host alone.
 SECURE_COOKIE: Final = b"__Host-runra-preview"
@@ -104,7 +107,7 @@ def inward(headers: Headers, *, authority: bytes, scheme: str, client: str, body
 
 def outward(headers: Headers, *, bodiless: bool) -> Headers:
     """An answer's headers as the client gets them: nothing about connections, none of our names, no cookie for another
-    origin than this one. `bodiless` for statuses that have no body."""
+    origin than this one. `bodiless` for statuses that have no body. ValueError for a control character in a value."""
     dropped = _HOP | _OURS_OUT | _named(headers)
     if bodiless or values(headers, b"transfer-encoding"):
         dropped |= {b"content-length"}
@@ -112,6 +115,8 @@ def outward(headers: Headers, *, bodiless: bool) -> Headers:
     for name, value in headers:
         if name in dropped or name.startswith(_RUNRA):
             continue
+        if _CONTROL.search(value):
+            raise ValueError(f"a control character in {name.decode('ascii', 'replace')}")
         if name == b"set-cookie":
             value = _for_this_host(value)
             if not value:

@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runra.errors import RunraError
+from runra.server.faults import unexpected
 from runra.server.ingress.door import Admitted, Door, explain
-from runra.server.ingress.headers import Headers, check_framing, inward, outward, values
+from runra.server.ingress.headers import Headers, check_framing, inward, values
 from runra.server.ingress.hosts import Names, Place
 from runra.server.ingress.pages import Refusal, page
 from runra.server.ingress.upstream import Exchange, broke
@@ -31,7 +32,6 @@ _access = logging.getLogger("runra.server.access")
 #: What cuts a connection because the other end of it, or the server, goes.
 _GONE: Final = RunraError("INVALID_STATE", "the client has gone", details={"reason": "closed"})
 _STOPPING: Final = RunraError("INVALID_STATE", "the server is stopping", details={"reason": "closed"})
-_BODILESS: Final = (204, 304)
 
 
 class Ingress:
@@ -73,6 +73,8 @@ class Ingress:
         self._open[sandbox.id] += 1
         try:
             async with sandbox.use() as link, await link.connect_port(exposed.row.port, first) as tunnel:
+                if exposed.cuts != admitted.cuts:  # closed or revoked while this connected
+                    raise RunraError("INVALID_STATE", "the port was closed", details={"reason": "closed"})
                 exposed.connections.add(tunnel)
                 try:
                     yield tunnel
@@ -109,11 +111,17 @@ class Ingress:
         try:
             await relay.run(place)
         except RunraError as error:
-            await relay.fail(error, request_id)
+            refused = explain(error)
+            if refused.code == "INTERNAL_ERROR":
+                _log.error("%s preview: %s", request_id, error, exc_info=error)
+            await relay.fail(refused, request_id)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
             await relay.fail(_STOPPING, request_id)
+        except Exception as error:  # noqa: BLE001 - the last resort: logged whole, answered without its details
+            _log.error("%s preview: unexpected", request_id, exc_info=error)
+            await relay.fail(unexpected(), request_id)
         finally:
             self.note(request_id, place, relay.status, began)
 
@@ -195,11 +203,10 @@ class _Relay:
         response = await exchange.answer()
         if not isinstance(response, h11.Response):
             raise Refusal("bad_answer", "It changed the protocol, and nobody had asked.", 502)
-        given = [(bytes(name), bytes(value)) for name, value in response.headers]
-        if any(value.lower().startswith(b"text/event-stream") for value in values(given, b"content-type")):
+        headers = exchange.headers(response)
+        if any(value.lower().startswith(b"text/event-stream") for value in values(headers, b"content-type")):
             self._ingress.endless(tunnel)
         self.status = response.status_code
-        headers = outward(given, bodiless=self.status in _BODILESS)
         await self._out({"type": "http.response.start", "status": self.status, "headers": headers})
         async with contextlib.aclosing(exchange.body()) as pieces:
             async for piece, last in pieces:
@@ -215,8 +222,6 @@ class _Relay:
 
     async def fail(self, error: RunraError, request_id: str) -> None:
         refused = explain(error)
-        if refused.code == "INTERNAL_ERROR":
-            _log.error("%s preview: %s", request_id, error, exc_info=error)
         if not self.status:
             self.status = refused.status
             response = page(refused, self._headers, request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import logging
 import time
 from typing import Any, Final
 
@@ -12,13 +13,14 @@ from starlette.responses import Response
 
 from runra.errors import RunraError
 from runra.server.ingress.door import explain
-from runra.server.ingress.headers import Headers, outward
+from runra.server.ingress.headers import Headers
 from runra.server.ingress.hosts import Place
 from runra.server.ingress.ingress import Ingress, framing, new_request_id
 from runra.server.ingress.pages import Refusal, page
 from runra.server.ingress.upstream import Exchange, read_on
 from runra.server.nodeport import Tunnel
 
+_log = logging.getLogger("runra.server")
 _READ: Final = 64 << 10
 #: Seconds the other side may take to end its half when one has.
 _LINGER_S: Final = 30.0
@@ -54,6 +56,9 @@ class Upgrade:
         except asyncio.CancelledError:
             self._transport.abort()
             raise
+        except Exception as error:  # noqa: BLE001 - the last resort: logged whole
+            _log.error("%s preview: unexpected", request_id, exc_info=error)
+            self._transport.abort()
         finally:
             self._writer.close()
             self._ingress.note(request_id, place, self.status, began)
@@ -72,7 +77,7 @@ class Upgrade:
             exchange.over(tunnel)
             await exchange.end()
             response = await exchange.answer()
-            headers = outward([(bytes(name), bytes(value)) for name, value in response.headers], bodiless=False)
+            headers = exchange.headers(response)
             if isinstance(response, h11.Response):
                 await self._refused(exchange, response.status_code, headers)
                 return

@@ -9,12 +9,13 @@ from typing import Final
 import h11
 
 from runra.errors import RunraError
-from runra.server.ingress.headers import Headers
+from runra.server.ingress.headers import Headers, outward
 from runra.server.ingress.pages import Refusal
 from runra.server.nodeport import Tunnel
 
 #: Most bytes of an answer's status line and headers, and of a chunk's header.
 _MOST_HEAD: Final = 64 << 10
+_BODILESS: Final = (204, 304)
 #: Most interim answers (100, 103) before the final one.
 _MOST_INTERIM: Final = 16
 
@@ -78,6 +79,15 @@ class Exchange:
                 continue
             break
         raise _bad("no final answer")
+
+    @staticmethod
+    def headers(response: h11.Response | h11.InformationalResponse) -> Headers:
+        """An answer's headers as they go out to the client."""
+        given = [(bytes(name), bytes(value)) for name, value in response.headers]
+        try:
+            return outward(given, bodiless=response.status_code in _BODILESS)
+        except ValueError as error:
+            raise _bad(error) from None
 
     async def body(self) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The answer's body, decoded, in pieces of what has come, and whether each is the last. Raises when it is cut

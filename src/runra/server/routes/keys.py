@@ -7,13 +7,22 @@ from typing import Annotated, Final
 from pydantic import Field
 from starlette.responses import Response
 
-from runra.contract import KeyCreate, KeyCreated, KeyInfo, OrganizationCreate, OrganizationInfo, Page
+from runra.contract import (
+    KeyCreate,
+    KeyCreated,
+    KeyInfo,
+    OrganizationCreate,
+    OrganizationInfo,
+    OrganizationPatch,
+    Page,
+)
 from runra.events import now_iso
 from runra.ids import new_id
 from runra.server.answers import answer, page
 from runra.server.calls import Query, check_id
+from runra.server.faults import bad_request
 from runra.server.routing import Caller, Parameters, Routes
-from runra.server.store.keys import add_organization, list_organizations
+from runra.server.store.keys import add_organization, find_organization, list_organizations
 
 routes: Final = Routes("keys")
 
@@ -52,6 +61,18 @@ async def create_organization(call: Caller, body: OrganizationCreate) -> Respons
     made = OrganizationInfo(id=new_id("org"), name=body.name, created_at=now_iso())
     await add_organization(call.services.store, made)
     return answer(made, 201)
+
+
+@routes.route("PATCH", "/organizations/{organization_id}", scope="admin:*", answer=OrganizationInfo)
+async def change_organization(call: Caller, body: OrganizationPatch) -> Response:
+    """Set quotas: what the organization's sandboxes, volumes and snapshots may take in all, and creates a minute. Those
+    not named stay; null lifts one. What is over a new quota stays, and nothing is added."""
+    organization_id = check_id("id", call.path["organization_id"])
+    changed = await call.services.quotas.change(organization_id, body.quotas)
+    info = await find_organization(call.services.store, organization_id)
+    if changed is None or info is None:
+        raise bad_request("id", "there is no such organization; list them", organization_id, status=404)
+    return answer(info)
 
 
 @routes.route("GET", "/organizations", scope="admin:*", answer=Page[OrganizationInfo])

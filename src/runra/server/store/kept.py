@@ -97,6 +97,16 @@ async def listed(
         return list(rows), total or 0
 
 
+async def kept_mb(store: Store, organization_id: str) -> int:
+    """MB of disk that an organization's volumes may take and its snapshots held."""
+    async with store.read() as connection:
+        sizes = []
+        for table, field, unit in ((volumes, "sizeMb", 1), (snapshots, "sizeBytes", 1 << 20)):
+            rows = await connection.scalars(select(table.c.info).where(_ready(table, organization_id)))
+            sizes.append(sum(info[field] for info in rows) // unit)
+        return sum(sizes)
+
+
 async def states(store: Store, kind: Kind) -> dict[str, str]:
     """The state of each, of all tenants: for the start of a server."""
     table = TABLES[kind]

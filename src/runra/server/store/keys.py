@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
 
-from runra.contract import OrganizationInfo
+from runra.contract import OrganizationInfo, OrganizationQuotas
 from runra.server.store.database import Store
 from runra.server.store.tables import api_keys, organizations
 
@@ -42,7 +42,7 @@ async def add_key(store: Store, key: KeyRow, organization: OrganizationInfo | No
     """Write a key, and with it the organization it opens when one is given."""
     async with store.write(durable=True) as connection:
         if organization is not None:
-            await connection.execute(insert(organizations).values(**organization.model_dump()))
+            await connection.execute(insert(organizations).values(**_organization(organization)))
         await connection.execute(insert(api_keys).values(**key.values()))
 
 
@@ -60,7 +60,7 @@ async def note_use(store: Store, used: Mapping[str, str]) -> None:
 
 async def add_organization(store: Store, organization: OrganizationInfo) -> None:
     async with store.write(durable=True) as connection:
-        await connection.execute(insert(organizations).values(**organization.model_dump()))
+        await connection.execute(insert(organizations).values(**_organization(organization)))
 
 
 async def has_organization(store: Store, organization_id: str) -> bool:
@@ -79,3 +79,29 @@ async def list_organizations(store: Store, limit: int, offset: int) -> tuple[lis
             .offset(offset)
         )
         return [OrganizationInfo(**row) for row in rows.mappings()], total or 0
+
+
+async def all_quotas(store: Store) -> dict[str, OrganizationQuotas]:
+    """The quotas of every organization that has any."""
+    async with store.read() as connection:
+        rows = await connection.execute(select(organizations.c.id, organizations.c.quotas))
+        return {row.id: OrganizationQuotas.model_validate(row.quotas) for row in rows if row.quotas}
+
+
+async def set_quotas(store: Store, organization_id: str, quotas: OrganizationQuotas) -> bool:
+    """Write an organization's quotas; False when there is none of that id."""
+    wire = quotas.model_dump(by_alias=True, exclude_none=True) or None
+    async with store.write(durable=True) as connection:
+        wanted = update(organizations).where(organizations.c.id == organization_id).values(quotas=wire)
+        return bool((await connection.execute(wanted)).rowcount)
+
+
+async def find_organization(store: Store, organization_id: str) -> OrganizationInfo | None:
+    async with store.read() as connection:
+        rows = await connection.execute(select(organizations).where(organizations.c.id == organization_id))
+        row = rows.mappings().one_or_none()
+        return None if row is None else OrganizationInfo(**row)
+
+
+def _organization(organization: OrganizationInfo) -> dict[str, Any]:
+    return organization.model_dump(include={"id", "name", "created_at"})

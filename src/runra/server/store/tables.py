@@ -35,6 +35,7 @@ organizations: Final = Table(
     Column("id", String(32), primary_key=True),
     Column("name", String(128), nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("quotas", JSON(none_as_null=True)),
 )
 
 api_keys: Final = Table(

@@ -1,0 +1,88 @@
+"""A node, and registries it can pull from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runra.contract import Credentials, ImageInfo
+from runra.errors import RunraError
+from runra.node.images.pull import Wanted
+from runra.node.images.store import reference_of
+from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.images.oci import BUSYBOX
+from tests.images.registries import OddRegistry, RealRegistry, odd_registry, real_registry
+
+ORGANIZATION = "org_test"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
+    """Debian's docker-registry, on loopback, one for the whole session."""
+    if not BUSYBOX.exists():
+        pytest.skip("no static busybox: apt-get install busybox-static")
+    with real_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+async def odd() -> AsyncIterator[OddRegistry]:
+    if not BUSYBOX.exists():
+        pytest.skip("no static busybox: apt-get install busybox-static")
+    async with odd_registry() as running:
+        yield running
+
+
+@asynccontextmanager
+async def hosting(data_dir: Path, **settings: Any) -> AsyncIterator[Host]:
+    """A node; whatever happens nothing of it stays."""
+    host = await start_host(data_dir, **settings)
+    try:
+        yield host
+    finally:
+        await stop_host(host)
+    await until(lambda: host.left() == NOTHING)
+
+
+async def pull(
+    host: Host,
+    name: str,
+    *,
+    organization: str = ORGANIZATION,
+    login: tuple[str, str] | None = None,
+    private: bool = True,
+    shared: bool | None = None,
+) -> ImageInfo:
+    """Pull as an administrator does, to the end."""
+    images = host.node.images
+    credentials = Credentials(username=login[0], password=login[1]) if login else None  # type: ignore[arg-type]
+    everybody = login is None if shared is None else shared
+    wanted = Wanted(reference_of(name), "" if everybody else organization, credentials, private)
+    task, _ = images.pull(wanted, organization)
+    try:
+        await task
+    finally:
+        await images.layers.settled()
+    return images.info(name, organization)
+
+
+async def refused(work: Any) -> RunraError:
+    """The error that must come."""
+    with pytest.raises(RunraError) as caught:
+        await work
+    return caught.value
+
+
+def layer_folders(host: Host) -> list[Path]:
+    home = host.node.settings.images_dir / "layers"
+    return sorted(path for path in home.iterdir() if path.is_dir())
+
+
+def leftovers(host: Host) -> list[str]:
+    """What unfinished work left: nothing must."""
+    home = host.node.settings.images_dir
+    return [str(path) for name in ("tmp", "parts") if (home / name).exists() for path in (home / name).iterdir()]

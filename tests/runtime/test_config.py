@@ -1,0 +1,206 @@
+"""Options: where they come from, which one counts, what is refused, and what is never shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runra.errors import RunraError
+from runra.runtime import Runra, RunraOptions
+from runra.runtime.config import masked, resolve
+from runra.runtime.options import SandboxProviderConfig
+from runra.runtime.registry import AGENTS, SANDBOX_PROVIDERS, Registry
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "user.json"
+    monkeypatch.setenv("RUNRA_CONFIG_PATH", str(path))
+    return path
+
+
+def write(path: Path | str, **values: Any) -> None:
+    Path(path).write_text(json.dumps(values))
+
+
+def invalid(*args: Any, **kwargs: Any) -> RunraError:
+    with pytest.raises(RunraError) as caught:
+        resolve(*args, **kwargs)
+    assert caught.value.code == "INVALID_CONFIG"
+    return caught.value
+
+
+def test_nothing_given() -> None:
+    assert resolve().options == RunraOptions()
+    assert resolve().options.sandbox.provider == "runra-sandbox"
+
+
+def test_the_order_of_sources(monkeypatch: pytest.MonkeyPatch, user_file: Path) -> None:
+    defaults = {"image": "user", "workdir": "/user", "timeoutMs": 1, "idleTimeoutMs": 1}
+    write(user_file, sandbox={"defaults": defaults}, logLevel="debug", bootstrap={"dataDir": "/x"})
+    write("runra.config.json", sandbox={"defaults": {"image": "project", "timeoutMs": 2, "idleTimeoutMs": 2}})
+    monkeypatch.setenv("RUNRA_DEFAULT_IMAGE", "environment")
+    monkeypatch.setenv("RUNRA_DEFAULT_TIMEOUT_MS", "3")
+    monkeypatch.setenv("RUNRA_DEFAULT_CPU", "4")
+    found = resolve({"sandbox": {"defaults": {"image": "constructor", "resources": {"memory_mb": 4096}}}})
+    chosen = found.options.sandbox.defaults
+    assert (chosen.image, chosen.timeout_ms, chosen.idle_timeout_ms, chosen.workdir) == ("constructor", 3, 2, "/user")
+    assert chosen.resources is not None
+    assert (chosen.resources.cpu, chosen.resources.memory_mb) == (4, 4096)
+    assert found.options.log_level == "debug"
+    assert found.sources["sandbox.defaults.image"] == "constructor"
+    assert found.sources["sandbox.defaults.timeoutMs"] == "environment"
+    assert found.sources["sandbox.defaults.idleTimeoutMs"].endswith("runra.config.json")
+    assert found.sources["sandbox.defaults.workdir"] == str(user_file)
+
+
+def test_toml_and_models_say_the_same() -> None:
+    Path("runra.config.toml").write_text('[sandbox]\nprovider = "docker"\n[sandbox.config]\nurl = "unix:///x"\n')
+    by_file = resolve().options
+    Path("runra.config.toml").unlink()
+    by_model = resolve(
+        RunraOptions(sandbox=SandboxProviderConfig(provider="docker", config={"url": "unix:///x"}))
+    ).options
+    by_dict = resolve({"sandbox": {"provider": "docker", "config": {"url": "unix:///x"}}}).options
+    assert by_file == by_model == by_dict
+
+
+def test_two_project_files_are_an_error() -> None:
+    write("runra.config.json")
+    Path("runra.config.toml").write_text("")
+    assert "keep one" in invalid().message
+
+
+def test_one_provider_gets_nothing_of_another(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(user_file, apiKey="rra_live_user_key", apiUrl="http://user:1")
+    write("runra.config.json", sandbox={"provider": "e2b", "apiKey": "e2b_project", "config": {"domain": "x"}})
+    monkeypatch.setenv("RUNRA_API_KEY", "rra_live_environment")
+    docker = resolve({"sandbox": "docker"}).options.sandbox
+    assert (docker.provider, docker.api_key, docker.api_url, docker.config) == ("docker", None, None, {})
+    e2b = resolve().options.sandbox
+    assert (e2b.provider, e2b.api_key, e2b.api_url, e2b.config) == ("e2b", "e2b_project", None, {"domain": "x"})
+    ours = resolve({"sandbox": "runra-sandbox"}).options.sandbox
+    assert (ours.api_key, ours.api_url, ours.config) == ("rra_live_environment", "http://user:1", {})
+
+
+def test_a_files_key_goes_to_that_files_address_alone(user_file: Path) -> None:
+    write(user_file, apiKey="rra_live_secret_of_user", apiUrl="http://home:7747")
+    write("runra.config.json", sandbox={"apiUrl": "http://elsewhere:1"})
+    error = invalid()
+    assert "elsewhere" in error.message
+    assert "rra_live_secret_of_user" not in f"{error} {error.details}"
+    write("runra.config.json", sandbox={"apiUrl": "http://home:7747"})
+    assert resolve().options.sandbox.api_key == "rra_live_secret_of_user"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"provider": "console", "format": "json"},
+        {"provider": "console", "config": {"format": "json"}},
+        {"exporters": [{"provider": "console", "config": {"format": "json"}}]},
+    ],
+)
+def test_observability_in_every_shape(shape: dict[str, Any]) -> None:
+    found = resolve({"observability": shape}).options.observability
+    assert found is not None
+    assert [(one.provider, one.config) for one in found.exporters] == [("console", {"format": "json"})]
+
+
+def test_a_mixture_of_shapes_is_refused() -> None:
+    assert invalid({"observability": {"provider": "console", "exporters": []}}).details["field"] == "observability"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"sandbx": {}}, "sandbx"),
+        ({"sandbox": {"provider": ""}}, "sandbox.provider"),
+        ({"sandbox": {"defaults": {"cpu": 2}}}, "sandbox.defaults.cpu"),
+        ({"sandbox": {"defaults": {"resources": {"cpu": "2"}}}}, "sandbox.defaults.resources.cpu"),
+        ({"agent": {"config": {}}}, "agent.provider"),
+        ({"logLevel": "loud"}, "logLevel"),
+    ],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], field: str) -> None:
+    assert invalid(values).details["field"] == field
+
+
+def test_a_broken_file_and_a_broken_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runra.config.json").write_text("{")
+    assert "no JSON" in invalid().message
+    Path("runra.config.json").unlink()
+    assert "there is no" in invalid(config_file="/no/such/file").message
+    monkeypatch.setenv("RUNRA_DEFAULT_CPU", "two")
+    assert invalid().details["field"] == "RUNRA_DEFAULT_CPU"
+
+
+def test_secrets_are_masked() -> None:
+    shown = masked(
+        {
+            "sandbox": {"apiKey": "rra_live_0123456789abcdef", "config": {"masterToken": "short", "url": "http://x"}},
+            "llm": {"config": {"apiKey": "sk-0123456789abcdef0123", "model": "m"}},
+            "observability": {"exporters": [{"config": {"headers": {"Authorization": "Bearer 0123456789abcdef"}}}]},
+        }
+    )
+    assert shown["sandbox"] == {"apiKey": "****cdef", "config": {"masterToken": "****", "url": "http://x"}}
+    assert shown["llm"]["config"] == {"apiKey": "****0123", "model": "m"}
+    assert "0123456789" not in json.dumps(shown)
+
+
+def test_an_unknown_provider_is_an_error_before_anything_starts() -> None:
+    with pytest.raises(RunraError, match="no sandbox provider 'dokcer'; known: cubesandbox, docker"):
+        Runra(sandbox="dokcer")
+    with pytest.raises(RunraError, match="there is no agent"):
+        Runra(agent="claud")
+
+
+def test_a_missing_package_names_what_to_install() -> None:
+    registry: Registry[Any] = Registry("sandbox provider", "none", {"docker": "no_such_package_here:Provider"})
+    with pytest.raises(RunraError, match=r"pip install 'runra\[docker\]'"):
+        registry.create("docker")
+
+
+def test_what_is_registered_wins_over_what_is_built_in() -> None:
+    class Mine:
+        id = "docker"
+
+    try:
+        Runra.register_sandbox_provider("docker", Mine)  # type: ignore[arg-type]
+        Runra.register_agent_adapter("mine", Mine)  # type: ignore[arg-type]
+        assert isinstance(SANDBOX_PROVIDERS.create("docker"), Mine)
+        assert "mine" in AGENTS.names()
+    finally:
+        SANDBOX_PROVIDERS.unregister("docker")
+        AGENTS.unregister("mine")
+
+
+def test_a_plug_in_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    info = site / "their_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "their_plugin.py").write_text("class Theirs:\n    id = 'theirs'\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[runra.sandbox_providers]\ntheirs = their_plugin:Theirs\ndocker = their_plugin:Theirs\n"
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from runra.runtime.registry import SANDBOX_PROVIDERS as known\n"
+        "print(known.create('theirs').id, known.factory('docker').__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == ["theirs", "DockerProvider"]  # what is built in is not replaced by what is installed
+
+
+def test_importing_is_quick_and_brings_no_library() -> None:
+    program = (
+        "import runra.runtime, sys; print([n for n in ('pydantic', 'aiohttp', 'aiodocker', 'e2b') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"
