@@ -73,6 +73,9 @@ static pid_t start_wall(char **argv, int agent_end) {
     pid_t starter = fork();
     if (starter < 0) fail("fork", argv[0]);
     if (starter == 0) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
         if (dup2(agent_end, STDIN_FILENO) < 0) fail("lay out", "descriptors");
         close_range(3, ~0U, 0);
         char *environment[] = {"PATH=/usr/bin:/bin", NULL};
@@ -139,11 +142,11 @@ static _Noreturn void run_keeper(const struct overlay *overlays, int count, char
     sigset_t watched;
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &watched, NULL); /* before there is anybody whose end could be missed */
     make_mounts(overlays, count);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) fail("make", "socket pair");
     pid_t wall = start_wall(argv, pair[1]);
     close(pair[1]);
-    sigprocmask(SIG_BLOCK, &watched, NULL);
     int signals = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK) < 0) fail("watch", "the wall");
     drop_all();

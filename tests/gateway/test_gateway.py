@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -418,13 +419,15 @@ async def test_mounted_in_a_server() -> None:
         gateway = Gateway()
         events: list[dict[str, Any]] = []
         admission = await gateway.admit("r", target(model), emit=lambda _, data: events.append(data))
-        served = uvicorn.Server(uvicorn.Config(GatewayApp(gateway), port=0, log_level="warning", lifespan="off"))
+        app = FastAPI()
+        app.mount("/models", GatewayApp(gateway))
+        served = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
         task = asyncio.create_task(served.serve())
         try:
             async with asyncio.timeout(10):
                 while not served.started:
                     await asyncio.sleep(0.01)
-            url = f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}"
+            url = f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}/models"
             headers = {"x-api-key": admission.token}
             async with aiohttp.ClientSession() as session:
                 async with session.post(url + "/v1/messages", json=hello("messages"), headers=headers) as response:

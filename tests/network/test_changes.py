@@ -10,6 +10,7 @@ import pytest
 
 from runra.contract import SandboxConfig
 from runra.errors import RunraError
+from runra.ids import new_id
 from runra.node import Sandbox
 from runra.node.network.settings import NetworkSettings
 from tests.hosting import start_host, stop_host, until
@@ -198,3 +199,14 @@ async def test_it_does_not_run_without_its_policy(net: Net, monkeypatch: pytest.
 def test_a_config_without_a_network_is_untouched() -> None:
     config = SandboxConfig.model_validate({"image": "host"}, context={"client": True})
     assert "network" not in config.to_wire()
+
+
+async def test_a_fork_has_the_policy_and_an_address_of_its_own(net: Net) -> None:
+    sandbox = await net.sandbox({"allow": ["good.example"]}, [SECRET])
+    (child,) = await net.host.node.fork(sandbox.id, [new_id("sb")])
+    assert child.guest is not None
+    assert sandbox.guest is not None
+    assert child.guest.address != sandbox.guest.address
+    out = await net.out(child, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]')
+    assert [one["ok"] for one in out] == [True, False]
+    assert child.guest.secrets["model"].value == SECRET["value"]

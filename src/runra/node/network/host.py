@@ -97,7 +97,7 @@ class HostNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         #: Making a namespace takes milliseconds: it must not stand before a change of rules that a create waits for.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="namespaces")
-        self._forwarding = False
+        self._forwarding = self._filling = False
         self._guests: dict[str, Guest] = {}
         self._ready: deque[Place] = deque()
         self._taken: set[int] = set()
@@ -360,12 +360,14 @@ class HostNetwork:
         return Place(netns, index, interface, address, self._gateway)
 
     async def _fill(self) -> None:
-        while len(self._ready) < self._settings.ready and not self._closing:
-            place = await self._make()
-            if self._closing:
-                os.close(place.netns)
-                return
-            self._ready.append(place)
+        if self._filling:  # who fills now goes on until it is full
+            return
+        self._filling = True
+        try:
+            while len(self._ready) < self._settings.ready and not self._closing:
+                self._ready.append(await self._make())
+        finally:
+            self._filling = False
 
     # --- the kernel ---
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket as sockets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -36,17 +38,15 @@ class GatewayServer:
         # `handler_cancellation`: a client that goes away cancels its call, and that the provider's.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_STOP_S)
         await runner.setup()
-        site = web.UnixSite(runner, str(socket)) if socket is not None else web.TCPSite(runner, host, port)
         try:
+            site = web.TCPSite(runner, host, port) if socket is None else web.SockSite(runner, _bound(socket))
             await site.start()
         except OSError as error:
             await runner.cleanup()
             where = socket or f"{host}:{port}"
             raise RunraError("INVALID_CONFIG", f"gateway: cannot listen on {where}: {error.strerror}") from None
         self._runner, self._socket = runner, socket
-        if socket is not None:
-            socket.chmod(0o600)
-        else:
+        if socket is None:
             bound = runner.addresses[0]
             shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
             self.url = f"http://{shown}:{bound[1]}"
@@ -81,6 +81,22 @@ class GatewayServer:
                 request.transport.abort()
             raise
         return sink.response
+
+
+def _bound(path: Path) -> sockets.socket:
+    """A Unix socket that is nobody else's from its first moment on. One left behind by another server is replaced."""
+    if path.is_socket():
+        path.unlink()
+    sock = sockets.socket(sockets.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
 
 
 class _Sink:

@@ -211,6 +211,6 @@ def _reason(error: Any) -> str:
     """Few words for a connection's failure; never the request, which holds the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot connect ({error.os_error.strerror or type(error.os_error).__name__})"
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):
-        return "the connection was reset"
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionResetError):
+        return "the connection was cut"
     return type(error).__name__

@@ -32,8 +32,8 @@ _TOOLS: Final = {
 
 #: Words in a failure's message, and its kind; the first that is found counts. Kinds are those of `llms.failures`.
 _KINDS: Final = (
-    (r"has spent its budget|budget of .* is spent|quota exceeded|insufficient.quota", "budget"),
     (r"the run has made its \d+ turns", "turns"),
+    (r"has spent its budget|budget of .* is spent|quota exceeded|insufficient.quota", "budget"),
     (r"prompt is too long|context window|maximum context|too long for the model", "context_too_long"),
     (r"\b401\b|\b403\b|unauthorized|authenticat|does not accept the api key|invalid api key", "auth"),
     (r"\b429\b|rate.?limit|limits the rate", "rate_limit"),
