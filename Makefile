@@ -25,7 +25,7 @@ install: $(NATIVE) ## .venv with everything in it, C parts compiled; what the ma
 demo: install ## a server of its own and the main job, with real output
 	@$(BIN)/python examples/demo.py
 
-test: install lint ## the linters, then all tests on real sandboxes; the agent once more under ASan and UBSan, the parsers fuzzed for a while
+test: install lint ## the linters, then all tests on real sandboxes; the agent again under ASan and UBSan, the parsers fuzzed
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
 	fuzz/run.sh 20
@@ -57,10 +57,13 @@ generate: install ## what is made from other sources: both sync halves, the tabl
 	$(BIN)/python scripts/generate_providers.py
 	$(BIN)/python scripts/generate_events.py
 
-bench: install ## the table of benchmarks/
+bench: install ## every benchmark of benchmarks/, some minutes
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/ingress.py
+	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/snapshots.py
+	$(BIN)/python benchmarks/exporters.py
+	$(BIN)/python benchmarks/gateway.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis

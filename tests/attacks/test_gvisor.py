@@ -103,6 +103,22 @@ async def test_it_ends_as_one(host: Host, name: str) -> None:
     assert (await host.run(neighbour, "echo alive"))[0] == "alive\n"
 
 
+@pytest.mark.parametrize("after_ms", [5, 40, 80, 120])
+async def test_a_start_cut_off_leaves_nothing(host: Host, after_ms: int) -> None:
+    """Everything of it is killed at some moment of its start: an error, or a sandbox that is over."""
+    creating = asyncio.create_task(host.create())
+    await until(lambda: bool(host.node.sandboxes))
+    sandbox = next(iter(host.node.sandboxes.values()))
+    await asyncio.sleep(after_ms / 1000)
+    sandbox.cgroup.kill()
+    async with asyncio.timeout(20):
+        await asyncio.gather(creating, return_exceptions=True)
+    await until(lambda: sandbox.info().state == "terminated" or creating.exception() is None)
+    await sandbox.terminate()
+    await host.node.settled()
+    await until(lambda: host.left() == NOTHING)
+
+
 async def test_killing_process_1_from_inside_ends_only_itself(host: Host) -> None:
     sandbox, neighbour = await host.create(), await host.create()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):

@@ -107,6 +107,39 @@ async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
     assert output == "alive\n"
 
 
+async def test_churn_does_not_outgrow_the_quota_on_the_host(tmp_path: Path) -> None:
+    """Files made and deleted again and again: what the host gives for them comes back, while the sandbox lives."""
+    host = await start_host(tmp_path / "data", trim_every=0.2)
+    image = host.node.settings.sandboxes_dir.with_name("disk.img")
+    if not image.exists():
+        pytest.skip("the data folder is on btrfs itself, or there are no btrfs-progs")
+    churn = (
+        "import os\nos.makedirs('/workspace/many')\nfor i in range(8000): open(f'/workspace/many/{i:0150d}', 'w').write('x')\n"
+        "os.system('sync; rm -rf /workspace/many; head -c 120M /dev/urandom > /workspace/f; sync; rm /workspace/f; sync')\n"
+    )
+    bomber = await host.create(**SMALL)
+    for _ in range(2):
+        async with bomber.use() as agent, await agent.exec(ExecSpec(argv=("python3", "-c", churn), env=bomber.env)) as process:
+            assert (await process.wait()).code == 0
+    await until(lambda: image.stat().st_blocks * 512 < 100 << 20, 20)
+    await stop_host(host)
+    await until(lambda: host.left() == NOTHING)
+
+
+async def test_cores_are_not_exceeded(small: Host) -> None:
+    """Four loops in a sandbox of one core: processor time by the host's own count, at most that of one core."""
+    bomber = await small.create(**SMALL)
+    async with bomber.use() as agent:
+        command = "for i in 1 2 3 4; do (while :; do :; done) & done; wait"
+        process = await agent.exec(ExecSpec(command=command, env=bomber.env, timeout_ms=8000))
+        before, started = bomber.cgroup.usage()["cpuMs"], time.monotonic()
+        await asyncio.sleep(2)
+        used, passed = bomber.cgroup.usage()["cpuMs"] - before, (time.monotonic() - started) * 1000
+        assert used <= passed + 300  # a period's quota may fall on either side
+        assert used >= passed * 0.2, "it did compute"
+        await agent.signal(process.pid, signal.SIGKILL)
+
+
 async def test_a_million_files_stop_at_the_quota(small: Host) -> None:
     """Inodes are disk, too: their metadata counts against the same quota."""
     bomber = await small.create(resources={"cpu": 1, "memoryMb": 256, "diskMb": 32})

@@ -44,7 +44,7 @@ async def test_the_page_shows_what_happened_and_goes_away_at_the_end() -> None:
         event(data={"exitCode": 137, "oom": True}),
         event("exec.timed_out", {"durationMs": 60_000}),
         event("sandbox.terminated", {"reason": "oom"}),
-        event("network.egress", {"host": "h", "bytes": 100, "allowed": True}),
+        event("network.egress", {"host": "h", "bytesSent": 60, "bytesReceived": 40, "allowed": True}),
         event("agent.tool_result", {"name": "bash", "isError": True, "durationMs": 5}),
         event(
             "cost.llm",

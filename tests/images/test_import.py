@@ -115,6 +115,16 @@ async def test_a_commit_follows_no_link_of_the_sandboxes(host: Host, tmp_path: P
     assert (tmp_path / "hostname").read_text() == "ours"
 
 
+async def test_behind_gvisor_as_well(host: Host) -> None:
+    needs("runsc", "runsc")
+    await put(host, busybox().folder("old").add("old/file", b"").bytes(), "base:1")
+    sandbox = await host.create(image="base:1", isolation="gvisor")
+    assert (await host.run(sandbox, "echo data > /new; rm -r /old; mkdir /old; cat /new"))[0] == "data\n"
+    await host.node.commit(sandbox.id, "made:1", shared=False, step=False)
+    other = await host.create(image="made:1")
+    assert (await host.run(other, "cat /new; ls /old"))[0] == "data\n"
+
+
 async def test_what_cannot_be_committed_is_said(host: Host) -> None:
     sandbox = await host.create()
     error = await refused(host.node.commit(sandbox.id, "x:1", shared=False, step=False))

@@ -17,7 +17,7 @@ from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec
 from runra.node.record import process_start
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 
 #: A server that works on a sandbox until a named step, and is killed there by its own hand.
 SERVER = """
@@ -29,11 +29,13 @@ from runra.ids import new_id
 from runra.node import Node, NodeSettings, cgroups, launcher, node as nodes, sandbox as sandboxes
 from runra.node.agent import link
 from runra.node.agent.types import ExecSpec
-from runra.node.isolation import bubblewrap
+from runra.node.isolation import bubblewrap, gvisor
 
 owner, name, when, act = sys.argv[2].split()
 OWNERS = {"Cgroup": cgroups.Cgroup, "Launcher": launcher.Launcher, "Node": nodes.Node, "Sandbox": sandboxes.Sandbox,
-          "Bubblewrap": bubblewrap.Bubblewrap, "AgentLink": link.AgentLink}
+          "Bubblewrap": bubblewrap.Bubblewrap, "AgentLink": link.AgentLink,
+          "Gvisor": gvisor.Gvisor}
+wall = "gvisor" if owner == "Gvisor" else "bubblewrap"
 
 def die(*_):
     os.kill(os.getpid(), 9)
@@ -64,7 +66,7 @@ async def main():
     print(json.dumps([steady.id, subject.id, node._launcher._pid]), flush=True)
     set_trap()
     if act == "create":
-        await node.create("sb_half", SandboxConfig(image="host"), "org_a")
+        await node.create("sb_half", SandboxConfig(image="host", isolation=wall), "org_a")
     elif act == "exec":
         async with subject.use() as agent:
             await agent.exec(ExecSpec(command="sleep 100", env=subject.env))
@@ -80,6 +82,7 @@ STEPS = [
     *("Cgroup create before create", "Cgroup create after create", "Launcher spawn before create"),
     *("Launcher _send after create", "Bubblewrap start after create", "Sandbox _watch after create"),
     *("Sandbox _run_from_now after create", "Sandbox _save after create"),
+    *("Gvisor start before create", "Gvisor start after create"),
     *("AgentLink _start before exec", "AgentLink _start after exec"),
     *("Sandbox _freeze before pause", "Sandbox _freeze after pause", "Sandbox _save after pause"),
     *("Sandbox _thaw before resume", "Sandbox _thaw after resume", "Sandbox _save after resume"),
@@ -105,6 +108,7 @@ async def dead_server(data: Path, step: str) -> tuple[str, str]:
 @pytest.mark.parametrize("step", STEPS)
 async def test_the_server_dies(tmp_path: Path, step: str) -> None:
     data, act = tmp_path / "data", step.split()[-1]
+    need_wall("gvisor" if "Gvisor" in step else "bubblewrap")
     try:
         steady, subject = await dead_server(data, step)
     finally:  # also when the server did not die as it should: what it left is found and ended below

@@ -83,6 +83,17 @@ async def test_a_link_leads_nowhere(runra: Runra) -> None:
             await sandbox.files.read("/tmp/dangling")
 
 
+async def test_neither_unread_stdin_nor_a_leftover_holds_a_command(runra: Runra) -> None:
+    """The engine's stream of an exec may outlive the command; its result must not wait for that."""
+    async with await runra.create_sandbox(image=IMAGE) as sandbox:
+        began = time.monotonic()
+        result = await sandbox.exec("echo out; sleep 45 & exit 3")
+        assert (result.stdout, result.exit_code) == ("out\n", 3)
+        unread = await asyncio.gather(*(sandbox.exec("exit 4", stdin="x" * 300_000) for _ in range(8)))
+        assert {one.exit_code for one in unread} == {4}
+        assert time.monotonic() - began < 40
+
+
 async def test_a_restart_of_the_caller(docker_url: str, tmp_path: Path) -> None:
     """Its time goes on where it was: 3 s in all, however often the caller changes, and none of it while paused."""
     first = runtime(docker_url, tmp_path)

@@ -67,11 +67,11 @@ class Reference:
 
 def same_image(one: str, other: str) -> bool:
     """Whether two names mean one image: `python:3.12` and `docker.io/library/python:3.12` do."""
-    if one == other:
-        return True
+    # What Runra names itself reads like a reference too, and is none.
+    if one == other or any(name == "host" or name.startswith("snapshot:") for name in (one, other)):
+        return one == other
     try:
-        # What Runra names itself (`host`, `snapshot:x`) reads like a reference too, and is none.
-        return Reference.parse(one) == Reference.parse(other) and "host" not in (one, other)
+        return Reference.parse(one) == Reference.parse(other)
     except ValueError:
         return False
 

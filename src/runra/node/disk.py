@@ -42,6 +42,9 @@ _COPY_TIMEOUT: Final = 120.0
 #: Of the space that is free when the image is made, how much it may ever take: the host keeps the rest.
 _SHARE: Final = 0.8
 _SMALLEST_IMAGE: Final = 1 << 30
+#: <linux/fs.h>: discard what is free. Done when the image has grown by so many bytes.
+_FITRIM: Final = 0xC018_5879
+_TRIM_GROWTH: Final = 64 << 20
 
 
 class Disk(Protocol):
@@ -67,6 +70,10 @@ class Disk(Protocol):
 
     async def remove(self, folder: Path) -> None:
         """Delete it and all in it."""
+        ...
+
+    async def trim(self) -> None:
+        """Give the host back what no sandbox uses. Costs next to nothing when nothing has grown."""
         ...
 
     async def close(self) -> None:
@@ -108,6 +115,9 @@ class PlainDisk:
     async def remove(self, folder: Path) -> None:
         await self._launcher.remove(folder)
 
+    async def trim(self) -> None:
+        """Files that are deleted are gone."""
+
     async def close(self) -> None:
         """Nothing to give back."""
 
@@ -121,6 +131,8 @@ class BtrfsDisk:
         self._launcher = launcher
         self._root = root
         self._image = image
+        #: Bytes the image took after it was last trimmed.
+        self._trimmed_at = 0
 
     def make(self, folder: Path, limit_mb: int) -> None:
         with _room():
@@ -146,6 +158,14 @@ class BtrfsDisk:
             await asyncio.to_thread(_vol_ioctl, folder.parent, _SNAP_DESTROY, folder.name)
         else:
             await self._launcher.remove(folder)
+
+    async def trim(self) -> None:
+        """By FITRIM. The file system discards by itself what it frees, but late, and hardly ever under churn: three
+        times over 300 MB of quota made the image 540 MB large, also after the sandbox's end."""
+        if self._image is None or self._image.stat().st_blocks * 512 < self._trimmed_at + _TRIM_GROWTH:
+            return
+        await to_its_end(_trim, self._root)
+        self._trimmed_at = self._image.stat().st_blocks * 512
 
     async def close(self) -> None:
         if self._image is not None:
@@ -205,6 +225,11 @@ def _enable_quota(root: Path) -> bool:
             fcntl.ioctl(fd, _QUOTA_CTL, struct.pack("=2Q", kind, 0))
             return True
     return False
+
+
+def _trim(root: Path) -> None:
+    with _opened(root) as fd:
+        fcntl.ioctl(fd, _FITRIM, struct.pack("=3Q", 0, 2**64 - 1, 0))
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ class Node:
         #: At the start: copies that forks were being made from when the server before this one ended.
         self._unfinished: set[Path] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
+        self._trimming: asyncio.Task[None] | None = None
 
     @property
     def enforced(self) -> dict[str, bool]:
@@ -100,6 +101,7 @@ class Node:
         await asyncio.gather(*(self._adopt(name) for name in known))
         if self._network is not None:
             await self._network.begin()
+        self._trimming = asyncio.create_task(self._trim_disk(), name="trim")
         for name in cgroups.leftovers(self._hierarchies) - self.sandboxes.keys():
             stale = Cgroup(self._hierarchies, name)
             stale.thaw()
@@ -128,6 +130,9 @@ class Node:
 
     async def close(self) -> None:
         """Let go of everything; finishes the cleaning under way, within a minute."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.wait([self._trimming])
         await self.images.close()
         await asyncio.gather(*(sandbox.release() for sandbox in self.sandboxes.values()))
         await self.settled()
@@ -137,6 +142,15 @@ class Node:
             cgroups.remove_roots(self._hierarchies)
             await self._quietly(self._disk.close())
         await self._launcher.close()
+
+    async def _trim_disk(self) -> None:
+        """Keep the disk's image from growing beyond what sandboxes have in it."""
+        while True:
+            await asyncio.sleep(self.settings.trim_every)
+            try:
+                await self._disk.trim()
+            except OSError as error:
+                log.warning("the disk's image could not be trimmed: %s", error)
 
     async def _open_network(self) -> None:
         """Give sandboxes a network where this machine lets us; otherwise they have none, and doctor says why."""

@@ -64,6 +64,8 @@ class NodeSettings:
     start_timeout: float = 30.0
     #: `auto`: the best disk quota this machine has; `none`: plain folders.
     disk: DiskMode = "auto"
+    #: Seconds between looks at how far the disk's image has grown.
+    trim_every: float = 30.0
     #: The most sandboxes this node holds; beyond it RESOURCE_EXHAUSTED.
     max_sandboxes: int = 2000
     network: NetworkSettings = field(default_factory=NetworkSettings)

@@ -223,7 +223,7 @@ async def _keep(
                     raise _false(said)
                 held.enter_context(images.layers.pinned([layer_id(real)]))
                 layers.append(await images.puller.have(file, real, diff_id, scope))
-        return _done(images, config, layers, reference, scope, digest)
+        return await _done(images, config, layers, reference, scope, digest)
 
 
 async def _root_fs(images: Images, file: FileIO, digest: str, reference: Reference | None, scope: str) -> Image:
@@ -235,10 +235,12 @@ async def _root_fs(images: Images, file: FileIO, digest: str, reference: Referen
         )
     with images.layers.pinned([layer_id(digest)]):
         layer = await images.puller.have(file, digest, None, scope)
-        return _done(images, Config(), [layer], reference, scope, digest)
+        return await _done(images, Config(), [layer], reference, scope, digest)
 
 
-def _done(images: Images, config: Config, layers: list[Layer], reference: Reference, scope: str, digest: str) -> Image:
+async def _done(
+    images: Images, config: Config, layers: list[Layer], reference: Reference, scope: str, digest: str
+) -> Image:
     image = image_of(
         config,
         reference=reference,
@@ -249,7 +251,7 @@ def _done(images: Images, config: Config, layers: list[Layer], reference: Refere
         source=_SOURCE,
         added_at=now_iso(),
     )
-    images.keep(image)
+    await images.keep(image)
     return image
 
 

@@ -55,7 +55,7 @@ async def commit(
             fresh.chmod(0o755)
             await images.unpacker.copy(upper, fresh)
             _anonymous(fresh)
-            layer = await images.layers.keep(fresh, name[:32], f"sha256:{name}", size, scope)
+            layer = images.layers.keep(fresh, name[:32], f"sha256:{name}", size, scope)
         before = [found.bytes for one in layers if (found := images.layers.get(one)) is not None]
         settings = base.model_dump(include={"user", "workdir", "entrypoint", "cmd", "labels"}) if base else {}
         image = Image(
@@ -72,7 +72,7 @@ async def commit(
             created_at=now_iso(),
             added_at=now_iso(),
         )
-        images.keep(image)
+        await images.keep(image)
         return image
 
 

@@ -69,7 +69,11 @@ class Layers:
         for left in self._scratch.iterdir():
             self._delete(left)
         for path in self._home.glob("*.json"):
-            layer = Layer.model_validate_json(path.read_text())
+            try:
+                layer = Layer.model_validate_json(path.read_text())
+            except ValueError:
+                path.unlink()  # never flushed: its folder goes below
+                continue
             if self.path(layer.id).is_dir():
                 self._known[layer.id] = layer
             else:
@@ -121,11 +125,11 @@ class Layers:
                     f"layer {digest[:19]}… holds {told.diff_id}, and the image's config says {diff_id}",
                     details={"digest": digest},
                 )
-            return await self.keep(fresh, layer_id(digest), digest, told.bytes, scope)
+            return self.keep(fresh, layer_id(digest), digest, told.bytes, scope)
 
-    async def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str) -> Layer:
-        """Make a complete folder a layer, in one step that holds also when the machine stops in the middle."""
-        await asyncio.to_thread(_flush, fresh)
+    def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str) -> Layer:
+        """Make a complete folder a layer. Until `flush` it may be lost with the machine, and then nothing names it: the
+        next start deletes layers that no image has."""
         layer = Layer(id=name, digest=digest, bytes=count, scopes={scope})
         self._save(layer)
         fresh.rename(self.path(name))
@@ -138,8 +142,15 @@ class Layers:
             layer.scopes.add(scope)
             self._save(layer)
 
+    async def flush(self) -> None:
+        """Every layer is on the disk when this returns, so that a name may be given to them."""
+        await asyncio.to_thread(_flush, self._home)
+
     def _save(self, layer: Layer) -> None:
-        write_whole(self._home / f"{layer.id}.json", layer.model_dump_json())
+        path = self._home / f"{layer.id}.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(layer.model_dump_json())
+        fresh.rename(path)
 
     # --- deleting ---
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -97,7 +97,7 @@ class Puller:
         self._parts = settings.images_dir / "parts"
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def pull(self, wanted: Wanted, progress: Progress, keep: Callable[[Image], None]) -> None:
+    async def pull(self, wanted: Wanted, progress: Progress, keep: Callable[[Image], Awaitable[None]]) -> None:
         """Fetch it, and hand its record to `keep` while its layers cannot be deleted."""
         self._parts.mkdir(mode=0o700, exist_ok=True)
         reference = wanted.reference
@@ -130,7 +130,7 @@ class Puller:
                     raise RunraError(
                         "INVALID_REQUEST", f"{what} is larger than the {self._settings.max_image_mb} MB allowed here"
                     )
-                keep(
+                await keep(
                     image_of(
                         config,
                         reference=reference,

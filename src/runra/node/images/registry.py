@@ -67,6 +67,8 @@ class Endpoint:
     host: str
     settings: RegistrySettings
     upstream: bool
+    #: Whether it may be at an address that is not public: the operator named it, or an administrator asks.
+    private: bool
 
 
 class Registry:
@@ -87,19 +89,16 @@ class Registry:
         self._configured = configured
         self._credentials = credentials
         own = configured.get(reference.host, RegistrySettings())
-        self._private = private or own.private
         self._endpoints = [
-            Endpoint(
-                URL(mirror), URL(mirror).authority, configured.get(URL(mirror).authority, RegistrySettings()), False
-            )
-            for mirror in own.mirrors
+            Endpoint(base, base.authority, configured.get(base.authority, RegistrySettings()), False, True)
+            for base in map(URL, own.mirrors)
         ]
         host = _API_HOSTS.get(reference.host, reference.host)
-        self._endpoints.append(Endpoint(URL(f"https://{host}"), host, own, True))
+        self._endpoints.append(Endpoint(URL(f"https://{host}"), host, own, True, private or own.private))
         #: By host: the login in use, and the base URL where it is another one than configured.
         self._headers: dict[str, str] = {}
         self._bases: dict[str, URL] = {}
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> Registry:
         return self
@@ -241,12 +240,13 @@ class Registry:
         raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} redirects in circles")
 
     async def _send(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        if not self._private:
+        if not endpoint.private:
             refuse_private(url)
         return await self._session(endpoint).get(url, headers=headers, allow_redirects=False)
 
     def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
-        if endpoint.host not in self._sessions:
+        key = endpoint.host, endpoint.private
+        if key not in self._sessions:
             settings = endpoint.settings
             context = ssl.create_default_context(cafile=None)
             if settings.ca_file is not None:
@@ -257,15 +257,15 @@ class Registry:
             if settings.insecure:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            resolver = None if self._private else PublicOnly()
-            self._sessions[endpoint.host] = aiohttp.ClientSession(
+            resolver = None if endpoint.private else PublicOnly()
+            self._sessions[key] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=context, resolver=resolver, limit=8),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_STALL),
                 auto_decompress=False,
                 headers={"User-Agent": "runra"},
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        return self._sessions[endpoint.host]
+        return self._sessions[key]
 
     # --- logging in ---
 

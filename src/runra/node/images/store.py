@@ -231,6 +231,8 @@ class Images:
                     "INTERNAL_ERROR", f"image {wanted.reference.short} could not be stored: {error}"
                 ) from error
         except RunraError as error:
+            if error.code == "RESOURCE_EXHAUSTED":
+                self.collect()  # layers that are whole are kept for another try, but not on a full disk
             progress.tell("image.error", code=error.code, message=error.message, retryable=error.retryable)
             raise
         except asyncio.CancelledError:
@@ -243,8 +245,9 @@ class Images:
         finally:
             del self._pulls[wanted.key]
 
-    def keep(self, image: Image) -> None:
+    async def keep(self, image: Image) -> None:
         """Make a name mean this image from now on. Its layers are here and held by the caller."""
+        await self.layers.flush()
         write_whole(self._records / image.file, image.model_dump_json())
         self._known[image.scope, image.reference] = image
         self.collect()

@@ -99,7 +99,8 @@ def _points(event: Event) -> Iterator[Point]:
             outcome = "failed" if data.get("isError") is True else "ok"
             yield TOOLS, seconds, {"gen_ai.tool.name": text(data.get("name")), "outcome": outcome}
         case "network.egress":
-            yield EGRESS, number(data.get("bytes")), {"allowed": "false" if data.get("allowed") is False else "true"}
+            count = number(data.get("bytesSent")) + number(data.get("bytesReceived"))
+            yield EGRESS, count, {"allowed": "false" if data.get("allowed") is False else "true"}
         case "sandbox.terminated":
             yield TERMINATIONS, 1.0, {"reason": text(data.get("reason"))}
         case "cost.llm":

@@ -18,6 +18,8 @@ from runra.sdk.output import Stream
 _log = logging.getLogger("runra.runtime")
 
 _STREAMS: Final[dict[int, Stream]] = {1: "stdout", 2: "stderr"}
+#: Without output for so long, one looks whether the command still runs.
+_QUIET_S: Final = 1.0
 #: The exit code is there a moment after the stream has ended.
 _EXIT_S: Final = 10.0
 
@@ -35,6 +37,8 @@ class DockerExec:
         self._stream = stream
         self._options = options
         self._tag = tag
+        self._reading: asyncio.Future[Any] | None = None
+        self._ended = False
 
     @classmethod
     async def start(
@@ -77,12 +81,26 @@ class DockerExec:
 
     async def read(self) -> tuple[Stream, bytes] | None:
         try:
-            while (message := await self._stream.read_out()) is not None:
+            while True:
+                if self._reading is None:
+                    self._reading = asyncio.ensure_future(self._stream.read_out())
+                await asyncio.wait({self._reading}, timeout=_QUIET_S)
+                if not self._reading.done():
+                    if self._ended:
+                        return None
+                    # The stream outlives the command when the engine is stuck on stdin that nobody read any more, and
+                    # when something the command left behind holds its output open.
+                    self._ended = not (await self._exec.inspect()).get("Running")
+                    continue
+                message, self._reading = self._reading.result(), None
+                if message is None:
+                    return None
                 if message.stream in _STREAMS:
                     return _STREAMS[message.stream], message.data
+        except aiodocker.DockerError as error:
+            raise mapped(error, "a command's output", self._container.removeprefix("runra-")) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._broken(error) from error
-        return None
 
     async def exit(self) -> tuple[int | None, str | None]:
         """The exit code as the engine has it: of a signal it only knows 128 + n, as a shell would say."""
@@ -127,6 +145,9 @@ class DockerExec:
             raise mapped(error, "killing a command", self._container.removeprefix("runra-")) from None
 
     async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
         await self._stream.close()
 
     def _broken(self, error: Exception) -> RunraError:

@@ -145,7 +145,7 @@ def test_a_cancelled_create_leaves_nothing(bench: Bench) -> None:
 
 def test_an_image_there_is_none_of(bench: Bench) -> None:
     before = bench.alive()
-    error = refused(lambda: bench.run(bench.runra.create_sandbox(image="runra-no-such-image")))
+    error = refused(lambda: bench.run(bench.runra.create_sandbox(image="127.0.0.1:1/runra/no-such-image")))
     # A registry that should know, and cannot be reached, is not the caller's mistake.
     assert error.code in ("INVALID_REQUEST", "INTERNAL_ERROR", "NETWORK_ERROR"), error
     assert bench.alive() == before
