@@ -19,13 +19,13 @@ async def test_an_allowed_name(net: Net) -> None:
         """out = [tls("good.example", "good.example"), tls("api.wild.example", "api.wild.example"),
         tls("a.b.wild.example", "a.b.wild.example", verify=False), http("good.example", "GET /x HTTP/1.1\\r\\nHost: GOOD.example.\\r\\nConnection: close\\r\\n\\r\\n"),
         tls("GOOD.Example.", "GOOD.Example"), http("xn--mnchen-3ya.example", "GET / HTTP/1.1\\r\\nHost: xn--mnchen-3ya.example\\r\\nConnection: close\\r\\n\\r\\n"),
-        tcp("good.example", 22), tcp("good.example", 5432, "hello", 9)]""",
+        tcp("good.example", 22), tcp("good.example", 5432, "hello\\n", 10)]""",
     )
     for result in out:
         assert result["ok"], out
         assert not result["data"].startswith("HTTP/1.1 4"), out
     assert out[6]["data"].startswith("SSH-2.0")
-    assert out[7]["data"] == "got hello"
+    assert out[7]["data"] == "got hello\n"
     assert {seen.what for seen in net.internet.at(GOOD, "tls")} >= {"good.example", "api.wild.example"}
     await until(lambda: any(e["state"] == "closed" and e["host"] == "good.example" for e in net.events(sandbox)))
     closed = next(e for e in net.events(sandbox) if e["state"] == "closed" and e["host"] == "good.example")
@@ -130,17 +130,42 @@ async def test_a_neighbour_on_another_port(net: Net) -> None:
     get = "GET / HTTP/1.1\\r\\nHost: {}\\r\\nConnection: close\\r\\n\\r\\n"
     out = await net.probe(
         sandbox,
-        f"""out = [tcp("{SHARED}", 5432, "early", 9), resolve("shared-good.example"), tcp("{SHARED}", 5432, "hello", 9),
+        f"""out = [tcp("{SHARED}", 5432, "early", 9), resolve("shared-good.example"), tcp("{SHARED}", 5432, "hello\\n", 10),
         tls("{SHARED}", "shared-evil.example", port=5432, verify=False),
         http("{SHARED}", "{get.format("shared-good.example")}", 8080), http("{SHARED}", "{get.format("shared-evil.example")}", 8080)]""",
     )
     assert not out[0].get("data")  # nobody had asked for the name yet
-    assert out[2]["data"] == "got hello"
+    assert out[2]["data"] == "got hello\n"
     assert not out[3]["ok"]
     assert "200 OK" in out[4]["data"]
     assert "403" in out[5]["data"]
     assert [seen.more["headers"]["Host"] for seen in net.internet.at(SHARED, "http")] == ["shared-good.example"]
     assert all(b"\x16\x03" not in seen.more.get("data", b"") for seen in net.internet.at(SHARED, "tcp"))
+
+
+#: What a forgiving web server would still read as a request; and TLS without a name.
+DISGUISES = {
+    "a blank line first": 'http("{}", "\\r\\nGET / HTTP/1.1\\r\\n{}", 8080)',
+    "blanks first": 'http("{}", " \\t\\nGET / HTTP/1.1\\r\\n{}", 8080)',
+    "lower case": 'http("{}", "get / HTTP/1.1\\r\\n{}", 8080)',
+    "a method with a dash": 'http("{}", "M-SEARCH * HTTP/1.1\\r\\n{}", 8080)',
+    "in pieces": 'pieces("{}", 8080, ["\\r\\n", "get", " / HTTP/1.1\\r\\n{}"])',
+    "TLS without a name": 'tls("{}", None, port=8080, verify=False)',
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+async def test_a_neighbour_in_disguise(net: Net, disguise: str) -> None:
+    sandbox = await net.sandbox({"allow": ["shared-good.example"]})
+    call = DISGUISES[disguise].format(SHARED, "Host: shared-evil.example\\r\\nConnection: close\\r\\n\\r\\n")
+    resolved, out = await net.out(sandbox, f'resolve("shared-good.example"), {call}')
+    assert resolved == [SHARED]
+    assert "HTTP/1.1 200" not in out.get("data", "")
+    assert not net.internet.at(SHARED, "http")
+    refused = [e for e in net.events(sandbox) if e["state"] == "refused"]
+    opened = [e for e in net.events(sandbox) if e["state"] == "opened" and e["port"] == 8080]
+    assert opened, "it went the way of remembered addresses"
+    assert refused or disguise != "TLS without a name"
 
 
 @pytest.mark.parametrize("name", ["private.example", "meta.example", "cname.good.example", "self.example"])
