@@ -5,14 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from runra.node.network import sockets
-from runra.node.network.guest import Guest
+from runra.node.network.guest import Guest, Refused
 from runra.node.network.policy import address_of, denied
 from runra.node.network.resolver import Resolver
 from runra.node.network.upstream import NoAnswer, Upstream
-
-
-class Refused(Exception):
-    """The policy says no; the text says why, for the event and for the client where its protocol can carry it."""
 
 
 class Dialer:

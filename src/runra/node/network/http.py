@@ -20,8 +20,8 @@ from typing import Any, Final
 import h11
 
 from runra.node.network import sockets
-from runra.node.network.dialer import Dialer, Refused
-from runra.node.network.guest import Guest, Secret
+from runra.node.network.dialer import Dialer
+from runra.node.network.guest import Guest, Refused, Secret
 from runra.node.network.policy import address_of, normal
 from runra.node.network.resolver import GATEWAY_DOMAIN
 
@@ -232,9 +232,11 @@ class HttpProxy:
 
     async def _open(self, guest: Guest, route: Route, stack: contextlib.AsyncExitStack) -> _Outer:
         secret = route.secret
-        counts = stack.enter_context(
-            guest.connected(route.address, route.port, route.name, secret.alias if secret else "")
-        )
+        name = "" if address_of(route.name) is not None else route.name
+        try:
+            counts = stack.enter_context(guest.connected(route.address, route.port, name, secret, route.name))
+        except Refused as error:
+            raise Refusal(403, str(error), route.name) from None
         try:
             link = await sockets.dial(route.address, route.port)
         except (OSError, TimeoutError) as error:

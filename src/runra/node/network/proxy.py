@@ -18,8 +18,8 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.network import hello, sockets
-from runra.node.network.dialer import Dialer, Refused
-from runra.node.network.guest import Guest
+from runra.node.network.dialer import Dialer
+from runra.node.network.guest import Guest, Refused
 from runra.node.network.http import HttpProxy, looks_like_http
 from runra.node.network.policy import Policy, normal
 from runra.node.network.resolver import Who
@@ -110,7 +110,10 @@ class Proxy:
         if not self._dialer.may_dial(guest, address):
             guest.refused(name, address, port, "the address is in a range closed to sandboxes")
             return
-        await self._tunnel(guest, link, b"", address, port, name, look=bool(name))
+        try:
+            await self._tunnel(guest, link, b"", address, port, name, look=bool(name))
+        except Refused as error:
+            guest.refused(name, address, port, str(error))
 
     async def _tunnel(
         self,
@@ -139,8 +142,6 @@ class Proxy:
                 if counts[1]:  # the server spoke first: this is no HTTP
                     return
                 request = http.data
-            except Refused as error:
-                guest.refused(name, address, port, str(error))
             except OSError:
                 pass  # one of the two is gone: so is the connection
             finally:

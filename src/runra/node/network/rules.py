@@ -146,6 +146,7 @@ class Table:
         ip daddr {self.gateway} ip saddr @resolving meta l4proto {{ tcp, udp }} th dport {ports.dns} accept
         ip daddr {self.gateway} ip saddr @gateway tcp dport {ports.secrets} accept
         ip daddr {self.gateway} ip saddr @listed tcp dport {ports.proxy} accept
+        ip daddr {self.gateway} ip saddr @open tcp dport {ports.proxy} ct state established accept
         goto refuse
     }}
     chain through {{
