@@ -111,3 +111,20 @@ async def test_every_address_of_this_machine_is_its_own(net: Net) -> None:
         service.close()
         for address in (first, second):
             subprocess.run(["ip", "address", "del", f"{address}/24", "dev", "down"], check=False)
+
+
+async def test_the_operators_network_does_not_show_in_dns(net: Net) -> None:
+    """Neither by names of its addresses, however they are asked for, nor by hints beside a service's name."""
+    sandbox = await net.sandbox()
+    asked = [
+        *[("9.9.9.10.in-addr.arpa", 12), ("9.9.10.in-addr.arpa", 2), ("10.in-addr.arpa", 6), ("1.0.0.0.d.f.ip6.arpa", 12)],
+        *[("cname-reverse.example", 12), ("good.example", 65), ("10.216.184.93.in-addr.arpa", 12)],
+    ]
+    calls = ", ".join(f'dns(gateway, "{name}", {kind})' for name, kind in asked)
+    out = await net.probe(sandbox, f'gateway = open("/etc/resolv.conf").read().split()[1]\nout = [{calls}]')
+    assert [one["rcode"] for one in out] == [3, 3, 3, 3, 0, 0, 0]
+    assert b"payroll".hex() not in "".join(one["raw"] for one in out[:6])
+    assert out[5]["answers"] == 1
+    assert socket.inet_aton(PRIVATE).hex() not in out[5]["raw"]
+    assert b"payroll".hex() in out[6]["raw"], "a public address has its name"
+    assert not any(name.endswith("10.in-addr.arpa") for name in net.internet.asked())

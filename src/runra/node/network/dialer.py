@@ -30,7 +30,8 @@ class Dialer:
             if not free and not self._resolver.may_ask(guest, name):
                 raise Refused("too many names below a wildcard")
             try:
-                candidates = (await self._upstream.addresses(name)).addresses
+                async with guest.looking_up:
+                    candidates = (await self._upstream.addresses(name)).addresses
             except NoAnswer as error:
                 raise Refused(f"{name} cannot be resolved: {error}") from None
         usable = [address for address in candidates if self.may_dial(guest, address)]

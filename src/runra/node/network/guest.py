@@ -17,6 +17,8 @@ from runra.node.network.rules import Member
 #: Most names remembered for a sandbox, and how long the address of one stays good (seconds).
 _NAMES: Final = 1024
 REMEMBERED: Final = 600.0
+#: Names of one sandbox that are looked up at once: a share of what all sandboxes have together.
+_LOOKUPS: Final = 16
 #: Events about one sandbox's traffic: so many a second, after a burst of so many.
 _EVENTS_PER_SECOND: Final = 20.0
 _EVENTS_BURST: Final = 100.0
@@ -103,6 +105,7 @@ class Guest:
         self.questions = Bucket(200.0, 400.0)
         self.arrivals = Bucket(200.0, 400.0)
         self.lookups = Bucket(5.0, 60.0)
+        self.looking_up = asyncio.Semaphore(_LOOKUPS)
         self._names: OrderedDict[tuple[IPv4Address, str], float] = OrderedDict()
         self._publish = publish
         self._events = Bucket(_EVENTS_PER_SECOND, _EVENTS_BURST)
