@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +66,34 @@ for _ in range(8):
 """,
         )
         assert got == 5
+
+    @pytest.mark.parametrize("egress", [None, {"allow": [GOOD]}, {"allow": ["good.example"]}])
+    async def test_the_hosts_table_of_connections_is_not_filled(self, net: Net, egress: Any) -> None:
+        """Whether they go to us or to the internet, last or end at once: each leaves an entry for a while."""
+        sandbox = await net.sandbox(egress)
+        assert sandbox.guest is not None
+        await net.probe(
+            sandbox,
+            f"""
+gateway = open("/etc/resolv.conf").read().split()[1]
+for port in range(3000):
+    for kind, target in ((socket.SOCK_STREAM, ("{GOOD}", 5432)), (socket.SOCK_DGRAM, (gateway, 53))):
+        link = socket.socket(socket.AF_INET, kind)
+        link.setblocking(False)
+        link.connect_ex(target)
+        if kind == socket.SOCK_DGRAM:
+            try:
+                link.send(b"x")
+            except OSError:
+                pass
+        link.close()
+out = 0
+""",
+        )
+        table = Path("/proc/self/task", str(threading.get_native_id()), "net/nf_conntrack").read_text()
+        left = sum(f"src={sandbox.guest.address} " in line for line in table.splitlines())
+        # Ten at once, two hundred a second, for the second or two that it takes.
+        assert 0 < left < 1500
 
     async def test_bandwidth(self, net: Net) -> None:
         sandbox = await net.sandbox()

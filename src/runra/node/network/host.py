@@ -190,6 +190,10 @@ class HostNetwork:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not forget and hasattr(self, "_table"):
+            # Before our ports are anybody's.
+            with contextlib.suppress(RunraError):
+                await self._make_table(listening=False)
         if hasattr(self, "_flows"):
             self._flows.close()
             await asyncio.gather(self._proxy.close(), self._secrets.close(), self._names.close())
@@ -390,9 +394,9 @@ class HostNetwork:
             log.error("the rules of sandboxes' networks were removed by another program; making them again: %s", error)
             await self._make_table()
 
-    async def _make_table(self) -> None:
+    async def _make_table(self, *, listening: bool = True) -> None:
         members = [guest.member() for guest in self._guests.values() if not guest.leaving]
-        await self._run(lambda: self._nft.run(self._table.make(self._ports, members)))
+        await self._run(lambda: self._nft.run(self._table.make(self._ports if listening else None, members)))
 
     async def _stands(self) -> bool:
         try:

@@ -15,6 +15,9 @@ from runra.node.network.policy import DENIED, SMTP, Mode
 
 #: Messages per second about new and refused connections, of one sandbox: beyond it they are not told one by one.
 TOLD_PER_SECOND: Final = 20
+#: New connections and questions of one sandbox, per second, after a burst of twice its connections. Those that ended
+#: stay in the host's table for a while and no count sees them, so their number is held by how fast they come.
+ARRIVALS_PER_SECOND: Final = 200
 #: Prefixes of the kernel's messages.
 ALLOWED, REFUSED = "+", "-"
 
@@ -59,8 +62,9 @@ class Table:
         # `add` first: deleting what is not there would fail.
         return f"add table inet {self.name}\ndelete table inet {self.name}\n"
 
-    def make(self, ports: Ports, members: Iterable[Member]) -> str:
-        """Everything, replacing what was there in one step."""
+    def make(self, ports: Ports | None, members: Iterable[Member]) -> str:
+        """Everything, replacing what was there in one step. Without `ports` nobody of ours listens: what would go to
+        us is refused, whoever takes those ports next."""
         text = self.delete() + self._skeleton(ports)
         return text + "".join(self.admit(member) for member in members)
 
@@ -87,7 +91,7 @@ class Table:
 
     # --- the rules ---
 
-    def _skeleton(self, ports: Ports) -> str:
+    def _skeleton(self, ports: Ports | None) -> str:
         ours = f'iifname "{self.prefix}*"'
         count = f"{TOLD_PER_SECOND}/second burst {2 * TOLD_PER_SECOND} packets"
         tell = f"update @told {{ ip saddr limit rate {count} }} log group {self.group} snaplen 64 prefix"
@@ -103,6 +107,8 @@ class Table:
     set opened {{ type ipv4_addr; flags interval; auto-merge; {_elements(self.opened)} }}
     set told {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set connected {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set asked {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set arriving {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set sent {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set received {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
 
@@ -127,11 +133,7 @@ class Table:
     }}
     chain nat_guest {{
         ct mark set ip saddr map @marks
-        ip daddr {self.gateway} ip saddr @resolving udp dport 53 dnat ip to {self._at(ports.dns)}
-        ip daddr {self.gateway} ip saddr @resolving tcp dport 53 dnat ip to {self._at(ports.dns)}
-        ip daddr {self.gateway} ip saddr @gateway tcp dport 80 dnat ip to {self._at(ports.secrets)}
-        ip daddr {self.gateway} accept
-        ip saddr @listed tcp dport != {SMTP} dnat ip to {self._at(ports.proxy)}
+        {self._redirected(ports) if ports else ""}
     }}
     chain turn_back {{
         type filter hook prerouting priority -90; policy accept;
@@ -143,10 +145,10 @@ class Table:
         iifname != "lo" ip daddr {self.gateway} drop
     }}
     chain in_guest {{
-        ip daddr {self.gateway} ip saddr @resolving meta l4proto {{ tcp, udp }} th dport {ports.dns} accept
-        ip daddr {self.gateway} ip saddr @gateway tcp dport {ports.secrets} accept
-        ip daddr {self.gateway} ip saddr @listed tcp dport {ports.proxy} accept
-        ip daddr {self.gateway} ip saddr @open tcp dport {ports.proxy} ct state established accept
+        ct state new {self._hurry()} goto refuse
+        ct state new meta l4proto udp add @asked {{ ip saddr ct count over {2 * self.connections} }} goto refuse
+        ct state new meta l4proto tcp add @connected {{ ip saddr ct count over {self.connections} }} goto refuse
+        {self._listening(ports) if ports else ""}
         goto refuse
     }}
     chain through {{
@@ -162,6 +164,7 @@ class Table:
         meta l4proto {{ tcp, udp }} th dport {SMTP} goto refuse
         meta l4proto != {{ tcp, udp, icmp }} drop
         ct state invalid drop
+        ct state new {self._hurry()} goto refuse
         ct state new add @connected {{ ip saddr ct count over {self.connections} }} goto refuse
         ct state new {tell} "{ALLOWED}"
         tcp flags syn tcp option maxseg size set rt mtu
@@ -184,6 +187,25 @@ class Table:
     }}
 }}
 """
+
+    def _redirected(self, ports: Ports) -> str:
+        return f"""
+        ip daddr {self.gateway} ip saddr @resolving udp dport 53 dnat ip to {self._at(ports.dns)}
+        ip daddr {self.gateway} ip saddr @resolving tcp dport 53 dnat ip to {self._at(ports.dns)}
+        ip daddr {self.gateway} ip saddr @gateway tcp dport 80 dnat ip to {self._at(ports.secrets)}
+        ip daddr {self.gateway} accept
+        ip saddr @listed tcp dport != {SMTP} dnat ip to {self._at(ports.proxy)}"""
+
+    def _listening(self, ports: Ports) -> str:
+        return f"""
+        ip daddr {self.gateway} ip saddr @resolving meta l4proto {{ tcp, udp }} th dport {ports.dns} accept
+        ip daddr {self.gateway} ip saddr @gateway tcp dport {ports.secrets} accept
+        ip daddr {self.gateway} ip saddr @listed tcp dport {ports.proxy} accept
+        ip daddr {self.gateway} ip saddr @open tcp dport {ports.proxy} ct state established accept"""
+
+    def _hurry(self) -> str:
+        rate = f"limit rate over {ARRIVALS_PER_SECOND}/second burst {2 * self.connections} packets"
+        return f"update @arriving {{ ip saddr {rate} }}"
 
     def _at(self, port: int) -> str:
         return f"{self.gateway}:{port}"
