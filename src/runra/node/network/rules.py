@@ -22,6 +22,25 @@ ARRIVALS_PER_SECOND: Final = 200
 ALLOWED, REFUSED = "+", "-"
 
 
+#: A table that stands for as long as forwarding does which we turned on, also when we are gone: this machine was no
+#: router, and its neighbours' packets are not passed on now. A bridge belongs to another program (Docker, libvirt) that
+#: found forwarding on and counts on it; so does what is let in by a redirected port.
+GUARD_NAME: Final = "runra_forwarding"
+GUARD: Final = f"""add table ip {GUARD_NAME}
+delete table ip {GUARD_NAME}
+table ip {GUARD_NAME} {{
+    chain through {{
+        type filter hook forward priority filter; policy accept;
+        ct state established,related accept
+        ct status dnat accept
+        iifname "rn*" accept
+        meta iifkind "bridge" accept
+        drop
+    }}
+}}
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Where our listeners are, on the gateway's address."""
