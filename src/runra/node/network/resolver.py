@@ -2,7 +2,7 @@
 
 A DNS tunnel needs two ways: names that carry data out, and answers that carry it back. Under a policy only names that
 a rule takes are ever asked upstream, at a bounded rate below a wildcard, and answers are bare IPv4 addresses: no CNAME,
-TXT or other type passes. Names of the operator's own network do not show: an address nobody may reach is left out.
+TXT or other type passes. Addresses nobody may reach are left out, and their reverse names.
 """
 
 from __future__ import annotations
