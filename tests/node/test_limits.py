@@ -52,6 +52,7 @@ async def test_a_limit_that_cannot_be_held_is_refused(tmp_path: Path) -> None:
     await until(lambda: strict.left() == NOTHING and lenient.left() == NOTHING)
     with pytest.raises(RunraError, match="no limit speed"):
         await start_host(tmp_path / "wrong", allow_unenforced=frozenset({"speed"}))
+    assert str(tmp_path / "wrong") not in Path("/proc/self/mountinfo").read_text(), "nothing was mounted for it"
 
 
 async def test_the_stronger_wall_for_everyone(tmp_path: Path) -> None:
@@ -73,3 +74,4 @@ async def test_a_wall_chosen_per_sandbox(tmp_path: Path) -> None:
     await until(lambda: host.left() == NOTHING)
     with pytest.raises(RunraError, match="not among those allowed"):
         await start_host(tmp_path / "wrong", isolation="gvisor", allowed_isolation=frozenset({"bubblewrap"}))
+    assert str(tmp_path / "wrong") not in Path("/proc/self/mountinfo").read_text(), "nothing was mounted for it"
