@@ -59,6 +59,7 @@ generate: install ## what is made from other sources: both sync halves, the tabl
 
 bench: install ## every benchmark of benchmarks/, some minutes
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/ingress.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/snapshots.py

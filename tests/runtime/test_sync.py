@@ -126,7 +126,7 @@ def test_ctrl_c_ends_the_wait_and_the_sandbox(here: None, real: RealServer) -> N
     sandbox_id = process.stdout.readline().strip()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=50)
     assert "KeyboardInterrupt" in errors
     assert sandbox_id
     assert sandbox_id not in alive(real)

@@ -13,8 +13,8 @@ from runra.errors import RunraError
 
 T = TypeVar("T")
 
-#: How long the loop's thread may take to end, in seconds.
-_END_S = 10.0
+#: How long the loop's thread, and work that is cancelled, may take to end, in seconds.
+_END_S = 20.0
 
 
 class Portal:
@@ -39,8 +39,21 @@ class Portal:
     def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do the work and wait for its end."""
         self._outside()
-        future = asyncio.run_coroutine_threadsafe(_made(work), self._loop)
-        return self._waited(future)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(_made(work)))
+            tasks[0].add_done_callback(lambda task: _hand_over(task, future))
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            return future.result()
+        except BaseException as error:
+            if not future.done():  # the wait was interrupted, not the work: it is cancelled, and its end waited for
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                concurrent.futures.wait([future], _END_S)
+            raise error from None if isinstance(error, _End) else error.__cause__
 
     def do(self, work: Callable[[], T]) -> T:
         """Call what does not wait, on the loop's thread."""
@@ -87,15 +100,6 @@ class Portal:
         if not self._thread.is_alive():
             raise RunraError("INVALID_STATE", "this Runra was disposed of; make another one", status=0)
 
-    def _waited(self, future: concurrent.futures.Future[T]) -> T:
-        try:
-            return future.result()
-        except BaseException as error:
-            if not future.done():  # the wait was interrupted, not the work
-                future.cancel()
-                concurrent.futures.wait([future], _END_S)
-            raise error from None if isinstance(error, _End) else error.__cause__
-
 
 class _End(Exception):
     """The end of an iteration, which may not travel through a future as StopAsyncIteration."""
@@ -110,6 +114,15 @@ async def _next(items: AsyncIterator[T]) -> T:
 
 async def _made(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return await work()
+
+
+def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+    if task.cancelled():
+        future.set_exception(concurrent.futures.CancelledError())
+    elif (error := task.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
