@@ -12,7 +12,7 @@ async def test_a_policy_holds_behind_gvisor(net: Net) -> None:
     sandbox = await net.sandbox({"allow": ["good.example"]}, isolation="gvisor")
     out = await net.probe(
         sandbox,
-        f"""out = [tls("good.example", "good.example"), tcp("good.example", 5432, "hello", 9),
+        f"""out = [tls("good.example", "good.example"), tcp("good.example", 5432, "hello\\n", 10),
         tls("evil.example", "evil.example", verify=False), tls("{EVIL}", "good.example", host="evil.example", verify=False),
         tcp("{EVIL}", 5432, "hello"), tcp("{METADATA}", 80, "hello"), tcp("{PRIVATE}", 5432, "hello")]""",
     )
@@ -21,4 +21,4 @@ async def test_a_policy_holds_behind_gvisor(net: Net) -> None:
     assert net.internet.at(METADATA) == []
     assert net.internet.at(PRIVATE) == []
     await net.change(sandbox, egress={"default": "deny"})
-    assert not (await net.out(sandbox, 'tcp("good.example", 5432, "hello", 9)'))["ok"]
+    assert not (await net.out(sandbox, 'tcp("good.example", 5432, "hello\\n", 10)'))["ok"]
