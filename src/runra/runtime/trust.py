@@ -55,9 +55,10 @@ def check_project(values: Mapping[str, Any], sources: Mapping[str, str], project
     """
     for section in ("sandbox", "llm"):
         for path in (path for path, source in sources.items() if source == project):
-            if path.partition(".")[0] == section and _leads_away(path, _at(values, path)):
-                if not _own_key(section, values, sources, project, path == "sandbox.apiUrl"):
-                    raise _refusal(project, path, "gives an address, but not the key that is sent there")
+            if path.partition(".")[0] != section or not _leads_away(path, _at(values, path)):
+                continue
+            if not _own_key(section, values, sources, project, path == "sandbox.apiUrl"):
+                raise _refusal(project, path, "gives an address, but not the key that is sent there")
     if sources.get("observability.exporters") == project:
         for number, one in enumerate(_at(values, "observability.exporters") or ()):
             _check_exporter(one, f"observability.exporters.{number}", project)
