@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from runra.errors import RunraError
 from runra.runtime.sandboxes.base import BaseProvider
 from runra.runtime.sandboxes.ledger import Ledger
 from runra.runtime.sandboxes.lifetimes import Life, Lifetimes
 from runra.runtime.sandboxes.running import Attached, Running
+from runra.runtime.tasks import to_end
 from runra.runtime.types import ExecuteOptions
+
+_log = logging.getLogger("runra.runtime")
+
+#: What resuming may take at most, in seconds: a busy back end is asked again for a minute.
+_WAKE_S: Final = 180.0
 
 
 class TimedProvider(BaseProvider):
@@ -29,6 +37,9 @@ class TimedProvider(BaseProvider):
 
     @abstractmethod
     async def _thaw(self, id: str) -> None: ...
+
+    async def _thawed(self, life: Life) -> None:
+        """What must hold again for one that runs again. When it fails, it is paused again."""
 
     @abstractmethod
     async def _destroy(self, id: str) -> None:
@@ -78,6 +89,10 @@ class TimedProvider(BaseProvider):
             self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": reason})
 
     async def _wake(self, life: Life) -> None:
+        # To the end, even when the caller is cancelled: nothing may run without its clock and its policy.
+        await to_end(self._woken(life), _WAKE_S)
+
+    async def _woken(self, life: Life) -> None:
         async with life.turn:
             if not life.paused:
                 return
@@ -85,7 +100,21 @@ class TimedProvider(BaseProvider):
             paused_ms = int((time.monotonic() - life.since) * 1000)
             life.start_clock()
             self._lifetimes.note(life)
+            try:
+                await self._thawed(life)
+            except BaseException:
+                await self._refreeze(life)
+                raise
             self.report("sandbox.resumed", life.id, {"pausedDurationMs": paused_ms})
+
+    async def _refreeze(self, life: Life) -> None:
+        try:
+            await self._freeze(life.id)
+        except RunraError as error:  # its clock runs: it ends with its time
+            _log.warning("sandbox %s: resuming failed, and pausing it again: %s", life.id, error)
+            return
+        life.stop_clock()
+        self._lifetimes.note(life)
 
     async def _idle(self, life: Life) -> None:
         async with life.turn:
