@@ -226,6 +226,38 @@ async def test_times_and_metadata_are_taken_up_after_a_restart(cube: CubeService
     await second.dispose()
 
 
+async def test_another_process_counts_no_pause_of_ours(cube: CubeService, runra: Runra, tmp_path: Path) -> None:
+    """Both watch its time; what one of them pauses and resumes the other must not count."""
+    sandbox = await runra.create_sandbox(image="tpl-1", timeout_ms=3000)
+    async with runtime(cube, tmp_path / "notes") as other:
+        assert await other.get_sandbox(sandbox.id) is not None
+        began = time.monotonic()
+        await sandbox.pause()
+        await asyncio.sleep(2.0)
+        await sandbox.resume()
+        while sandbox.id in cube.sandboxes:
+            assert time.monotonic() - began < 20, "nobody ended it"
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - began > 4.0, "its pause was counted"
+
+
+async def test_another_process_pauses_nothing_that_works(cube: CubeService, runra: Runra, tmp_path: Path) -> None:
+    sandbox = await runra.create_sandbox(image="tpl-1", idle_timeout_ms=700)
+    async with runtime(cube, tmp_path / "notes") as other:
+        theirs = await other.get_sandbox(sandbox.id)
+        assert theirs is not None
+        working = asyncio.create_task(sandbox.exec("sleep 3; echo done"))
+        assert (await theirs.exec("echo theirs")).stdout == "theirs\n"
+        assert (await working).stdout == "done\n"
+        assert ("POST", f"/sandboxes/{sandbox.id}/pause") not in cube.calls
+        deadline = time.monotonic() + 15
+        while cube.sandboxes[sandbox.id].state != "paused":
+            assert time.monotonic() < deadline, "nobody pauses it once it is idle"
+            await asyncio.sleep(0.05)
+        for one in (theirs, sandbox):  # whoever paused it, both know
+            assert (await failing(one.exec("true"))).code == "INVALID_STATE"
+
+
 async def test_notes_are_for_their_owner_alone(
     cube: CubeService, runra: Runra, sandbox: Sandbox, tmp_path: Path
 ) -> None:

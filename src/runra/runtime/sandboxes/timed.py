@@ -79,7 +79,11 @@ class TimedProvider(BaseProvider):
         self.report("sandbox.terminated", life.id, {"reason": reason, "totalRuntimeMs": ran})
 
     async def _met(self, id: str) -> Life:
-        return self._lifetimes.get(id) or await self._found(id)
+        life = self._lifetimes.get(id)
+        if life is None:
+            return await self._found(id)
+        self._lifetimes.sync(life)
+        return life
 
     async def _stop(self, life: Life, reason: str) -> None:
         await self._freeze(life.id)
@@ -121,7 +125,9 @@ class TimedProvider(BaseProvider):
             # Whoever begins to use it waits for this turn, see `_use`.
             if life.idle_left() != 0:
                 return
-            await self._stop(life, "idle")
+            async with self._lifetimes.unused(life) as unused:
+                if unused:
+                    await self._stop(life, "idle")
 
     async def _time_over(self, life: Life) -> None:
         try:
@@ -131,8 +137,14 @@ class TimedProvider(BaseProvider):
                 raise
             self._lifetimes.remove(life.id)
             return
-        if paused and not life.paused:  # by another process
-            life.stop_clock()
+        self._lifetimes.sync(life)
+        if paused:  # by another process
+            if not life.paused:
+                life.stop_clock()
+            return
+        if life.paused:  # noted as such, and resumed by somebody who notes nothing
+            life.start_clock()
+        if life.lifetime_left() != 0:  # another process paused it for a while
             return
         await self._end(life, "timeout")
 
@@ -150,6 +162,7 @@ class TimedProvider(BaseProvider):
         life = await self._met(id)
         self._lifetimes.hold(life)
         try:
+            await self._lifetimes.shared(life)
             async with life.turn:  # a pause under way is over, and none for being idle can begin any more
                 paused = life.paused
             if paused and life.auto_resume:
