@@ -175,6 +175,7 @@ class Sandbox:
                 raise invalid("background", "has no callbacks and no check; use the handle's output() and wait()")
             needs.append(("background", "background"))
         require(self._provider.id, self._provider.capabilities, needs)
+        self._session.hide(wanted.env)
         if chosen.background:
             return await self._start(command, wanted)
         result = await self._run(command, wanted)
@@ -225,6 +226,7 @@ class Sandbox:
         """Replace the network policy while it runs, its secrets with it."""
         needs = [("network_change", "set_network"), *needs_of_network(network)]
         require(self._provider.id, self._provider.capabilities, needs)
+        self._session.hide({}, *(secret.value.get_secret_value() for secret in network.secrets))
         async with self._noticing():
             await self._provider.set_network(self.id, network)
 
