@@ -291,6 +291,28 @@ def test_a_plug_in_is_found_by_its_entry_point(tmp_path: Path) -> None:
     assert done.stdout.split() == ["theirs", "DockerProvider"]  # what is built in is not replaced by what is installed
 
 
+@pytest.mark.parametrize(("group", "known"), [("agents", "AGENTS"), ("llms", "LLMS"), ("exporters", "EXPORTERS")])
+def test_each_kind_has_its_entry_points(tmp_path: Path, group: str, known: str) -> None:
+    site = tmp_path / "site"
+    info = site / "their_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "their_plugin.py").write_text(
+        "class Theirs:\n    id = name = 'theirs'\n    async def export(self, events): pass\n"
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[runra.{group}]\ntheirs = their_plugin:Theirs\ncustom = no_such:One\n")
+    option = {"agents": "agent", "llms": "llm", "exporters": "observability"}[group]
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        f"from runra.runtime import Runra\nfrom runra.runtime.registry import {known} as known\n"
+        f"Runra({option}='theirs')\n"
+        "known.factory('custom')  # what is built in: theirs could not be imported\n"
+        "print(known.create('theirs').id)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout.split() == ["theirs"], done.stderr
+
+
 def test_importing_is_quick_and_brings_no_library() -> None:
     program = (
         "import runra.runtime, sys; print([n for n in ('pydantic', 'aiohttp', 'aiodocker', 'e2b') if n in sys.modules])"
