@@ -119,10 +119,7 @@ async def test_churn_does_not_outgrow_the_quota_on_the_host(tmp_path: Path) -> N
     )
     bomber = await host.create(**SMALL)
     for _ in range(2):
-        async with (
-            bomber.use() as agent,
-            await agent.exec(ExecSpec(argv=("python3", "-c", churn), env=bomber.env)) as process,
-        ):
+        async with bomber.use() as agent, await agent.exec(ExecSpec(argv=("python3", "-c", churn), env=bomber.env)) as process:
             assert (await process.wait()).code == 0
     await until(lambda: image.stat().st_blocks * 512 < 100 << 20, 20)
     await stop_host(host)

@@ -65,12 +65,7 @@ def test_an_ordinary_user_is_told_what_is_limited_and_why(folder: Path) -> None:
     command, environment = as_user(folder)
     done = subprocess.run(
         [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", folder / "data"],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
@@ -88,12 +83,7 @@ def test_a_folder_that_cannot_be_used_is_a_finding(folder: Path) -> None:
     command, environment = as_user(folder)
     done = subprocess.run(
         [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", "/proc/none"],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )
     assert done.returncode == 1
     told = json.loads(done.stdout)

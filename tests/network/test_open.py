@@ -74,7 +74,7 @@ async def test_a_low_port_can_be_bound_and_nothing_else_changed(net: Net) -> Non
     sandbox = await net.sandbox()
     text, _ = await net.host.run(
         sandbox,
-        'python3 -c \'import socket; socket.create_server(("0.0.0.0", 80)); print("bound")\'; '
+        "python3 -c 'import socket; socket.create_server((\"0.0.0.0\", 80)); print(\"bound\")'; "
         "python3 -c 'import socket, fcntl; fcntl.ioctl(socket.socket(), 0x8914, b\"eth0\".ljust(40, bytes(1)))' 2>&1; "
         "(echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo refused; cat /proc/net/if_inet6",
     )

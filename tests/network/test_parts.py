@@ -106,13 +106,7 @@ def test_policies() -> None:
     assert listed.allows_name("a.example", 443)
     assert listed.allows_name("a.example")
     assert listed.allows_name("x.y.b.example", 1)
-    for name, port in (
-        ("a.example", 80),
-        ("b.example", 80),
-        ("xb.example", 80),
-        ("a.example.evil", 443),
-        ("x.b.example", 25),
-    ):
+    for name, port in (("a.example", 80), ("b.example", 80), ("xb.example", 80), ("a.example.evil", 443), ("x.b.example", 25)):
         assert not listed.allows_name(name, port)
     assert listed.allows_address(IPv4Address("198.51.100.7"), 22)
     assert listed.allows_address(IPv4Address("8.8.8.8"), 853)
