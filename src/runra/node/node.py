@@ -84,7 +84,8 @@ class Node:
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._hierarchies = cgroups.detect(self.settings.instance)
         await self._launcher.start()
-        self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
+        own = self.settings
+        self._disk = await open_disk(own.sandboxes_dir, own.disk, self._launcher, own.min_free_mb)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._clean_trash()

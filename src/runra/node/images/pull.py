@@ -32,10 +32,11 @@ _TELL_EVERY: Final = 0.5
 class Progress:
     """How far an image is, and who wants to hear of it."""
 
-    def __init__(self, reference: Reference, events: EventLog) -> None:
+    def __init__(self, reference: Reference, events: EventLog, asker: str) -> None:
         self.reference = reference
-        #: Organizations that asked for it.
-        self.organizations: set[str] = set()
+        #: Who asked first; all organizations that asked for it.
+        self.asker = asker
+        self.organizations = {asker}
         self.total_bytes = 0
         self.layers = 0
         self.layers_done = 0
@@ -179,18 +180,21 @@ class Puller:
             download = Download(part, blob, self._settings.min_free_mb, lambda count: progress.have(blob.digest, count))
             file = await download.fetch(registry)
             try:
-                return await self.have(file, blob.digest, diff_id, scope)
+                return await self.have(file, blob.digest, diff_id, scope, progress.asker)
             finally:
                 file.close()
                 part.unlink(missing_ok=True)
 
-    async def have(self, file: FileIO, digest: str, diff_id: str | None, scope: str) -> Layer:
-        """The layer of a blob that has come whole for `scope`. The caller has pinned it."""
+    async def have(
+        self, file: FileIO, digest: str, diff_id: str | None, scope: str, asker: str = EVERYBODY
+    ) -> Layer:
+        """The layer of a blob that has come whole for `scope`; `asker` is the organization whose turn its unpacking
+        takes. The caller has pinned it."""
         lock = self._busy.setdefault(("unpack", digest), asyncio.Lock())
         async with lock:
             layer = self._layers.find(digest)
             if layer is None:
-                return await self._layers.unpack(file, digest, diff_id, scope)
+                return await self._layers.unpack(file, digest, diff_id, scope, asker)
             self._layers.note(layer, scope)
             return layer
 

@@ -31,8 +31,9 @@ from runra.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-#: Pulls under way at once; who comes then is told to come back.
+#: Pulls under way at once, and those that one organization's creates began; who comes then is told to come back.
 _MOST_PULLS: Final = 16
+_MOST_OF_ONE: Final = 4
 #: Seconds after which what is left of a broken pull goes, when something is pruned or the server starts.
 _PART_AGE: Final = 24 * 3600.0
 
@@ -165,8 +166,14 @@ class Images:
             raise RunraError(
                 "RESOURCE_EXHAUSTED", f"{_MOST_PULLS} images are being pulled already; try again when one is here"
             )
-        progress = Progress(wanted.reference, self.events)
-        progress.organizations.add(organization_id)
+        mine = sum(1 for _, progress in self._pulls.values() if progress.asker == organization_id)
+        if not wanted.private and mine >= _MOST_OF_ONE:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"{mine} images are being pulled for your organization already; try again when one is here",
+                details={"limit": _MOST_OF_ONE},
+            )
+        progress = Progress(wanted.reference, self.events, organization_id)
         task = asyncio.create_task(self._pull(wanted, progress), name=f"pull {wanted.reference.short}")
         # A failure nobody waits for is told by its event.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
