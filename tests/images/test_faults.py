@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from runra.errors import RunraError
-from runra.node.images import registry
+from runra.node.images import registry, store
 from runra.node.settings import RegistrySettings
 from tests.hosting import Host, start_host, stop_host, until
 from tests.images.conftest import ORGANIZATION, hosting, layer_folders, leftovers, pull, refused
@@ -402,12 +402,12 @@ async def test_one_organization_leaves_unpacking_to_others(
     layers, forever, slow = host.node.images.layers, asyncio.Event(), 0
     unpack = layers._unpacker.layer
 
-    async def layer(blob: Any, fresh: Path) -> Any:
+    async def layer(blob: Any, fresh: Path, free: int) -> Any:
         nonlocal slow
         if slow < 2:
             slow += 1
             await forever.wait()
-        return await unpack(blob, fresh)
+        return await unpack(blob, fresh, free)
 
     monkeypatch.setattr(layers._unpacker, "layer", layer)
     greedy = [odd.push(image(Layer().add(f"f{n}", b"x")), f"greedy:{n}") for n in range(4)]
@@ -441,6 +441,38 @@ async def test_a_full_disk_leaves_nothing_half_made(odd: OddRegistry, tmp_path: 
             await stop_host(host)
     finally:
         subprocess.run(["umount", "-l", home], check=True)
+
+
+async def test_a_create_leaves_what_the_sandboxes_disk_may_take(odd: OddRegistry, tmp_path: Path) -> None:
+    """Else whoever pulls enough breaks every sandbox's disk, which is a sparse file beside the images."""
+    private = {odd.host: RegistrySettings(private=True)}
+    name = odd.push(image(busybox()), "greedy:1")
+    async with hosting(tmp_path / "data", registries=private) as host:
+        disk = tmp_path / "data/disk.img"
+        if not disk.exists():
+            pytest.skip("no disk image here: run as root, apt-get install btrfs-progs")
+        about = os.statvfs(tmp_path)
+        os.truncate(disk, about.f_blocks * about.f_frsize)  # the mount goes on with the size it has read
+        assert (await refused(host.create(image=name))).code == "RESOURCE_EXHAUSTED"
+        await pull(host, name)
+        assert await host.create(image=name)
+
+
+async def test_images_of_creates_make_room_for_others(
+    odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_FRESH", 0.0)
+    names = [odd.push(image(busybox(), Layer().add("of", b"%d" % n * (2 << 20))), f"cached:{n}") for n in range(4)]
+    private = {odd.host: RegistrySettings(private=True)}
+    async with hosting(tmp_path / "data", registries=private, max_images_mb=5) as host:
+        images = host.node.images
+        await pull(host, names[0])  # an administrator's stays
+        sandbox = await host.create(image=names[1])  # in use, it stays
+        for name in (names[2], names[3]):
+            async with images.root(name, ORGANIZATION):
+                pass
+        assert {one.reference for one in images.listed(ORGANIZATION)} == {names[0], names[1], names[3]}
+        assert (await host.run(sandbox, "head -c 3 /of"))[0] == "111"
 
 
 def test_a_server_killed_in_mid_pull(tmp_path: Path) -> None:

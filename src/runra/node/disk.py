@@ -196,6 +196,17 @@ async def open_disk(root: Path, mode: DiskMode, launcher: Launcher, min_free_mb:
     return BtrfsDisk(launcher, root, image if image.exists() else None)
 
 
+def promised_mb(root: Path) -> int:
+    """How much the sparse file under `root` may yet grow. Who takes that space breaks every sandbox's disk."""
+    if not os.path.ismount(root):
+        return 0
+    try:
+        about = root.with_name("disk.img").stat()
+    except FileNotFoundError:
+        return 0
+    return max(0, about.st_size - about.st_blocks * 512) >> 20
+
+
 async def _mount_image(root: Path, image: Path, launcher: Launcher) -> bool:
     """Mount a btrfs over a sparse file at `root`. False where this machine lacks a part of that."""
     if any(root.iterdir()) or shutil.which("mkfs.btrfs") is None:

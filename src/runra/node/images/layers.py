@@ -115,7 +115,9 @@ class Layers:
         finally:
             self._delete(folder)
 
-    async def unpack(self, blob: FileIO, digest: str, diff_id: str | None, scope: str, asker: str) -> Layer:
+    async def unpack(
+        self, blob: FileIO, digest: str, diff_id: str | None, scope: str, asker: str, min_free_mb: int | None = None
+    ) -> Layer:
         """A layer from its blob, whose digest the caller has checked, in a turn of the organization `asker`. Raises
         INVALID_REQUEST for one that is hostile or not what the image's config says."""
         turns = self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns))
@@ -123,7 +125,7 @@ class Layers:
             fresh = scratch / "layer"
             fresh.mkdir()
             fresh.chmod(0o755)
-            told = await self._unpacker.layer(blob, fresh)
+            told = await self._unpacker.layer(blob, fresh, min_free_mb)
             if diff_id is not None and told.diff_id != diff_id:
                 raise RunraError(
                     "INVALID_REQUEST",

@@ -189,9 +189,7 @@ class Registry:
         return await self.retried(once)
 
     @asynccontextmanager
-    async def _get(
-        self, path: str, headers: dict[str, str]
-    ) -> AsyncIterator[tuple[Endpoint, aiohttp.ClientResponse]]:
+    async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[tuple[Endpoint, aiohttp.ClientResponse]]:
         """The first good answer of the mirrors and the registry, in their order, and whose it is."""
         failure: RunraError | TryAgain | None = None
         for endpoint in self._endpoints:
