@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import network
 from runra import AsyncRunra, Runra
 from runra.node.images import host as host_image
 from runra.node.isolation.bubblewrap import find_bwrap
@@ -233,7 +232,6 @@ def main() -> None:
             rows += [asyncio.run(burst(url, key, 50))]
             rows += idle_memory(client, pid, 100)
             client.close()
-        rows += [row(figure.what, figure.peer, figure.samples, figure.unit, figure.note) for figure in network.measure()]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
