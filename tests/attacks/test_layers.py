@@ -249,6 +249,7 @@ async def test_what_is_no_tar_is_refused(host: Host) -> None:
         os.urandom(10_240),
         b"x",
         Layer().add("cut", b"x" * 5000).bytes()[:3000],
+        Layer().add("cut", b"x" * 5000).bytes()[: 512 + 4990],
         Layer().add("a", b"").bytes()[:512] + b"\xff" * 1024,
         Layer().raw(b"\x80" * 512).bytes(),
     ):

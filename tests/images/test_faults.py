@@ -286,7 +286,11 @@ def test_this_hosts_own_address_is_not_public() -> None:
         'print(*map(p, ("8.8.8.8", "2606:4700::1111", "8.8.4.4", "2606:4700::1112")))\''
     )
     told = subprocess.run(
-        ["unshare", "--net", "sh", "-ec", script, sys.executable], capture_output=True, text=True, timeout=60, check=True
+        ["unshare", "--net", "sh", "-ec", script, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert told.stdout.split() == ["False", "False", "True", "True"]
 
@@ -384,7 +388,9 @@ async def test_one_organization_leaves_pulls_to_others(odd: OddRegistry, tmp_pat
     private = {odd.host: RegistrySettings(private=True)}
     async with hosting(tmp_path / "data", registries=private) as host:
         fine = odd.push(image(busybox()), "others:1")
-        odd.hook = lambda request, number: None if "/others/" in request.path or "/blobs/" in request.path else hold(request)
+        odd.hook = lambda request, number: (
+            None if "/others/" in request.path or "/blobs/" in request.path else hold(request)
+        )
         creating = [asyncio.create_task(host.create(image=f"{odd.host}/greedy:{number}")) for number in range(4)]
         await until(lambda: len(odd.seen) >= 4)
         error = await refused(host.create(image=f"{odd.host}/greedy:5"))
