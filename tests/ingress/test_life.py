@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
 from runra.server.settings import ServerSettings
@@ -55,6 +56,28 @@ async def test_only_allowed_ports(world: World) -> None:
     assert (refused.status, refused.error["details"]["field"]) == (400, "port")
     none = await world.sandbox(network={"ingress": {"allowPorts": []}})
     assert (await world.api.call("POST", f"/sandboxes/{none['id']}/ports", json={"port": 3000})).status == 400
+
+
+async def test_a_port_that_is_no_longer_allowed_is_cut(world: World) -> None:
+    preview = await world.app_sandbox(network={"ingress": {"allowPorts": [3000]}})
+    path = f"/sandboxes/{preview.id}/network"
+
+    async def put(body: Any) -> Any:
+        answer = await world.api.call("PUT", path, json=body)
+        assert answer.status == 200, answer.raw
+        return answer.json["network"]
+
+    async with preview.open("GET", "/sse") as stream:
+        await stream.content.readline()
+        kept = await put({"egress": {"default": "deny"}})
+        assert kept["ingress"] == {"allowPorts": [3000]}
+        await stream.content.readline()
+        assert (await put({"ingress": {"allowPorts": [3001]}}))["ingress"] == {"allowPorts": [3001]}
+        with pytest.raises(aiohttp.ClientError):
+            await asyncio.wait_for(stream.content.read(), 5)
+    assert (await preview.get())[0] == 404
+    await put({"ingress": {"allowPorts": [3000]}})
+    assert (await preview.get("/seen"))[0] == 200
 
 
 async def test_private_ports(world: World) -> None:
