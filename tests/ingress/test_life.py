@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -56,6 +57,29 @@ async def test_only_allowed_ports(world: World) -> None:
     assert (refused.status, refused.error["details"]["field"]) == (400, "port")
     none = await world.sandbox(network={"ingress": {"allowPorts": []}})
     assert (await world.api.call("POST", f"/sandboxes/{none['id']}/ports", json={"port": 3000})).status == 400
+
+
+async def test_another_page_over_plain_http(settings: ServerSettings) -> None:
+    """Browsers send Sec-Fetch-* to https and localhost only, and no Origin with <script src> or <img>."""
+    async with started(replace(settings, domain="box.example")) as world:
+        sandbox = await world.sandbox()
+        await world.serve(sandbox["id"])
+        preview = Preview(world, sandbox["id"], await world.expose(sandbox["id"], private=True))
+        link = await world.api.call("POST", f"/sandboxes/{sandbox['id']}/ports/3000/signed-url", json={})
+        _, headers, _ = await preview.get("/?" + link.json["url"].partition("?")[2])
+        cookie = headers["Set-Cookie"].partition(";")[0]
+        other = preview.exposed["url"].replace("3000-", "4000-")
+        for method, more, status in (
+            ("GET", {"Accept": "*/*"}, 403),
+            ("GET", {"Accept": "image/avif,image/webp,*/*;q=0.8", "Referer": f"{other}/"}, 403),
+            ("POST", {"Accept": "text/html"}, 403),
+            ("GET", {"Accept": "*/*", "Origin": other}, 403),
+            ("GET", {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, 200),
+            ("GET", {"Accept": "*/*", "Referer": f"{preview.exposed['url']}/page"}, 200),
+            ("POST", {"Accept": "*/*", "Origin": preview.exposed["url"]}, 200),
+        ):
+            answer = await preview.get("/seen", method=method, headers={"Cookie": cookie, **more})
+            assert answer[0] == status, (method, more)
 
 
 async def test_a_port_that_is_no_longer_allowed_is_cut(world: World) -> None:
