@@ -13,7 +13,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
-.PHONY: help install demo test attacks fuzz soak lint native generate bench clean
+.PHONY: help install demo test attacks fuzz soak phoenix lint native generate bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -38,6 +38,10 @@ fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
 
 soak: install ## lives of thousands of sandboxes, and what they left, MINUTES=10
 	$(BIN)/python benchmarks/soak.py $(MINUTES)
+
+phoenix: install ## runs as traces in a real collector, Arize Phoenix in an environment of its own
+	test -x .venv-phoenix/bin/phoenix || { "$(PYTHON)" -m venv .venv-phoenix && .venv-phoenix/bin/pip install -qq arize-phoenix; }
+	$(BIN)/python -m pytest -n 0 tests/exporters/test_phoenix.py
 
 lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,14 @@ async def stop_host(host: Host) -> None:
         await sandbox.terminate()
     await host.node.settled()
     await host.node.close()
+
+
+@asynccontextmanager
+async def hosted(data_dir: Path, **settings: Any) -> AsyncIterator[Host]:
+    """A host with these settings that leaves nothing behind, however the test ends."""
+    host = await start_host(data_dir, **settings)
+    try:
+        yield host
+    finally:
+        await stop_host(host)
+    await until(lambda: host.left() == NOTHING)

@@ -111,7 +111,7 @@ static void play(const uint8_t *at, const uint8_t *end) {
 int main(int argc, char **argv) {
     static uint8_t script[1 << 20];
     uint32_t length = 0;
-    int self = open("/run/runra/agent", O_RDONLY), listening = argc == 3 ? atoi(argv[2]) : -1;
+    int self = open("/run/runra/agent", O_RDONLY), listening = argc >= 3 ? atoi(argv[2]) : -1;
     lseek(self, -4, SEEK_END);
     if (read(self, &length, 4) != 4 || length > sizeof script) return 3;
     lseek(self, -4 - (off_t)length, SEEK_END);

@@ -82,15 +82,15 @@ class Node:
     async def start(self) -> None:
         """Prepare the data folder, adopt what lives, clean away what does not."""
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        may_go_unheld(self.settings.allow_unenforced)
+        self._isolations = await self._offered()  # before anything is mounted: settings may be wrong
         self._hierarchies = cgroups.detect(self.settings.instance)
-        await self._launcher.start()
         self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._clean_trash()
         self._keep()
         self._tell_unheld()
-        self._isolations = await walls.offered(self._launcher, self.settings)
         self._host_image = await asyncio.to_thread(host.prepare, self.settings.images_dir)
         await self.images.start(self._hierarchies)
         self.images.layers.users.append(self._layers_in_use)
@@ -120,6 +120,14 @@ class Node:
         )
         self.snapshots = Snapshots(snapshots, self._disk)
         self.resolvers[SNAPSHOT_IMAGE] = self.snapshots.resolve
+
+    async def _offered(self) -> dict[str, Isolation]:
+        await self._launcher.start()
+        try:
+            return await walls.offered(self._launcher, self.settings)
+        except BaseException:
+            await self._launcher.close()
+            raise
 
     def _tell_unheld(self) -> None:
         missing, allowed = unheld(self.enforced), may_go_unheld(self.settings.allow_unenforced)
