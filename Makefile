@@ -30,8 +30,8 @@ test: install lint ## the linters, then all tests on real sandboxes; the agent a
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
 	fuzz/run.sh 20
 
-attacks: install ## only the attacks on the walls
-	$(BIN)/python -m pytest -n $(WORKERS) tests/attacks
+attacks: install ## only the attacks on the walls, and what came of each into docs/attacks.md
+	$(BIN)/python scripts/run_attacks.py -n $(WORKERS)
 
 fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
 	fuzz/run.sh $(FUZZ_SECONDS)

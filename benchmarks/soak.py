@@ -1,8 +1,8 @@
 """Soak: thousands of sandboxes' lives at mixed concurrency on a real node; afterwards nothing may be left of them.
 
 `make soak MINUTES=10`, or `python benchmarks/soak.py MINUTES`. Counts before and after what a server could leak: its
-own descriptors, threads, tasks and memory, and on the machine processes, mounts, cgroups, namespaces, loop devices
-and files. Every difference must be zero, that of the memory within its tolerance. Exit code 1 when something leaked.
+own descriptors, threads, tasks and memory, and on the machine processes, mounts, cgroups, namespaces, loop devices,
+interfaces, elements of firewall rules and files. Every difference must be zero, that of the memory within its tolerance. Exit code 1 when something leaked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import contextlib
 import gc
 import os
 import random
+import re
 import resource
+import shutil
 import sys
 import tempfile
 import threading
@@ -25,18 +27,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from runra.contract import SandboxConfig
+from runra.contract import Network, SandboxConfig
 from runra.errors import RunraError
 from runra.events import EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec
+from runra.node.network.nft import Nft
 
 #: What memory may grow by after the warm-up: Python's allocator keeps some.
 RSS_TOLERANCE_MB = 16
 WARM_UP_LIVES = 60
 CONCURRENCY = (1, 4, 12)
 SMALL = {"cpu": 1, "memoryMb": 64, "diskMb": 64}
+#: gVisor's kernel counts against the memory as well.
+BEHIND_GVISOR = {**SMALL, "memoryMb": 256}
+#: What a life changes its network to: each takes other elements of the rules.
+NETWORKS = ({"egress": {"default": "deny"}}, {"egress": {"allow": ["example.com", "192.0.2.1:80"]}}, {})
+#: Sets of rules that forget by themselves, after a minute.
+FORGETFUL = ("told", "sent", "received")
 
 console = Console()
 
@@ -47,6 +56,17 @@ class Tally:
 
     done: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+
+
+def rules(node: Node) -> int:
+    """Elements of the sets and maps in this node's table that do not forget by themselves."""
+    nft = Nft()
+    try:
+        listed = nft.run(f"list table inet runra_{node.settings.instance}")
+    finally:
+        nft.close()
+    found = re.findall(r"(?:set|map) (\w+) {[^{}]*elements = {([^}]*)}", listed)
+    return sum(elements.count(",") + 1 for name, elements in found if name not in FORGETFUL)
 
 
 def count(node: Node) -> dict[str, int]:
@@ -80,6 +100,8 @@ def count(node: Node) -> dict[str, int]:
         "cgroups": len(groups),
         "mounts": sum(data in line for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         "loop devices": loops,
+        "interfaces": sum(1 for _ in Path("/sys/class/net").glob(f"rn{node.settings.instance[:6]}*")),
+        "elements of rules": rules(node) if node._network is not None else 0,
         "files": len(files),
         "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
         "threads": threading.active_count(),
@@ -100,6 +122,20 @@ async def run(sandbox: Sandbox, command: str, expected: bytes | None = None) -> 
         raise AssertionError(f"{command!r} said {output[:100]!r}")
 
 
+async def preview(sandbox: Sandbox) -> None:
+    """What a visit of a preview does on the node: a connection to the sandbox's loopback, answered from inside."""
+    serve = "python3 -c 'import socket; s = socket.create_server((\"127.0.0.1\", 3000)); print(1, flush=True); s.accept()[0].sendall(b\"hello\")'"
+    async with sandbox.use() as agent:
+        spec = ExecSpec(command=serve, env=sandbox.env, timeout_ms=30_000)
+        async with await agent.exec(spec) as process:
+            async for _ in process.output():
+                break
+            async with await agent.connect_port(3000) as tunnel:
+                if (said := await tunnel.read(10)) != b"hello":
+                    raise AssertionError(f"the preview said {said[:100]!r}")
+            await process.wait()
+
+
 def forgive(task: asyncio.Task[None]) -> None:
     """A command that is cut off fails, as it should."""
     if not task.cancelled():
@@ -108,13 +144,16 @@ def forgive(task: asyncio.Task[None]) -> None:
 
 async def life(node: Node, tally: Tally, dice: random.Random) -> None:
     """One sandbox from create to terminate, by a way of its own."""
-    config = SandboxConfig.model_validate({"image": "host", "resources": SMALL}, context={"client": True})
+    strong = shutil.which("runsc") is not None and dice.random() < 0.05
+    wall = {"isolation": "gvisor", "resources": BEHIND_GVISOR} if strong else {"resources": SMALL}
+    config = SandboxConfig.model_validate({"image": "host", **wall}, context={"client": True})
     sandbox = await node.create(new_id("sb"), config, "org_soak")
     tally.done["create"] += 1
+    tally.done["behind gVisor"] += strong
     background: list[asyncio.Task[None]] = []
     try:
         for _ in range(dice.randrange(6)):
-            match dice.randrange(7):
+            match dice.randrange(9):
                 case 0 | 1:
                     await run(sandbox, "echo $((6*7))", b"42\n")
                     tally.done["exec"] += 1
@@ -143,6 +182,13 @@ async def life(node: Node, tally: Tally, dice: random.Random) -> None:
                     background.append(asyncio.create_task(run(sandbox, "yes | head -c 5M; sleep 9")))
                     background[-1].add_done_callback(forgive)
                     tally.done["exec cut off"] += 1
+                case 7:
+                    await preview(sandbox)
+                    tally.done["preview"] += 1
+                case 8:
+                    wanted = dice.choice(NETWORKS) if node._network is not None else {"egress": {"default": "deny"}}
+                    await sandbox.update_network(Network.model_validate(wanted, context={"client": True}))
+                    tally.done["network changed"] += 1
         if dice.random() < 0.2:
             await sandbox.pause()
         if dice.random() < 0.1:  # process 1 dies by itself

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 @pytest.fixture
 async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
     """A node on a folder of its own; with `tests.hosting.both_walls` once per wall."""
-    host = await start_host(tmp_path / "data", isolation=need_wall(getattr(request, "param", os.environ.get("WALL","bubblewrap"))))
+    host = await start_host(tmp_path / "data", isolation=need_wall(getattr(request, "param", "bubblewrap")))
     yield host
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)

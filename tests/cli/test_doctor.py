@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +21,7 @@ from tests.node.test_unprivileged import USER, as_user
 
 NAMES = {
     *("user", "kernel", "bubblewrap", "agent and launcher", "system-call filter", "user namespaces", "overlay"),
-    *("CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "gvisor", "sandbox"),
+    *("open files", "open files of all", "CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "gvisor", "sandbox"),
 }
 
 
@@ -49,8 +50,20 @@ def test_it_looks_at_everything_and_leaves_nothing(tmp_path: Path) -> None:
         assert (found["user"], found["id-mapped mounts"]) == ("ok", "ok")
         assert found["disk limit"] == ("ok" if shutil.which("mkfs.btrfs") else "limited")
     assert "missing" not in found.values()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert found["open files"] == ("ok" if hard >= 16_384 else "limited")
+    everybodys = int(Path("/proc/sys/fs/file-max").read_text())
+    assert found["open files of all"] == ("ok" if everybodys >= 4096 * 65_536 else "limited")
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_few_open_files_are_a_finding(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    few = ["prlimit", "--nofile=512:1024", *cli.command("doctor", "--json", "--data-dir", tmp_path / "data")]
+    done = subprocess.run(few, env=cli.env, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    found = states(json.loads(done.stdout))
+    assert (found["open files"], found["sandbox"]) == ("limited", "ok")
 
 
 def test_a_table_for_people(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from runra.server.settings import ServerSettings
@@ -55,6 +57,51 @@ async def test_only_allowed_ports(world: World) -> None:
     assert (refused.status, refused.error["details"]["field"]) == (400, "port")
     none = await world.sandbox(network={"ingress": {"allowPorts": []}})
     assert (await world.api.call("POST", f"/sandboxes/{none['id']}/ports", json={"port": 3000})).status == 400
+
+
+async def test_another_page_over_plain_http(settings: ServerSettings) -> None:
+    """Browsers send Sec-Fetch-* to https and localhost only, and no Origin with <script src> or <img>."""
+    async with started(replace(settings, domain="box.example")) as world:
+        sandbox = await world.sandbox()
+        await world.serve(sandbox["id"])
+        preview = Preview(world, sandbox["id"], await world.expose(sandbox["id"], private=True))
+        link = await world.api.call("POST", f"/sandboxes/{sandbox['id']}/ports/3000/signed-url", json={})
+        _, headers, _ = await preview.get("/?" + link.json["url"].partition("?")[2])
+        cookie = headers["Set-Cookie"].partition(";")[0]
+        other = preview.exposed["url"].replace("3000-", "4000-")
+        for method, more, status in (
+            ("GET", {"Accept": "*/*"}, 403),
+            ("GET", {"Accept": "image/avif,image/webp,*/*;q=0.8", "Referer": f"{other}/"}, 403),
+            ("POST", {"Accept": "text/html"}, 403),
+            ("GET", {"Accept": "*/*", "Origin": other}, 403),
+            ("GET", {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, 200),
+            ("GET", {"Accept": "*/*", "Referer": f"{preview.exposed['url']}/page"}, 200),
+            ("POST", {"Accept": "*/*", "Origin": preview.exposed["url"]}, 200),
+        ):
+            answer = await preview.get("/seen", method=method, headers={"Cookie": cookie, **more})
+            assert answer[0] == status, (method, more)
+
+
+async def test_a_port_that_is_no_longer_allowed_is_cut(world: World) -> None:
+    preview = await world.app_sandbox(network={"ingress": {"allowPorts": [3000]}})
+    path = f"/sandboxes/{preview.id}/network"
+
+    async def put(body: Any) -> Any:
+        answer = await world.api.call("PUT", path, json=body)
+        assert answer.status == 200, answer.raw
+        return answer.json["network"]
+
+    async with preview.open("GET", "/sse") as stream:
+        await stream.content.readline()
+        kept = await put({"egress": {"default": "deny"}})
+        assert kept["ingress"] == {"allowPorts": [3000]}
+        await stream.content.readline()
+        assert (await put({"ingress": {"allowPorts": [3001]}}))["ingress"] == {"allowPorts": [3001]}
+        with pytest.raises(aiohttp.ClientError):
+            await asyncio.wait_for(stream.content.read(), 5)
+    assert (await preview.get())[0] == 404
+    await put({"ingress": {"allowPorts": [3000]}})
+    assert (await preview.get("/seen"))[0] == 200
 
 
 async def test_private_ports(world: World) -> None:

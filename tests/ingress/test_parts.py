@@ -70,6 +70,10 @@ def test_urls() -> None:
     assert Names("localhost", "http://127.0.0.1:7747").url(HERE) == f"http://3000-{ID}.localhost:7747"
     assert Names("Box.Example.", "https://api.example").url(HERE) == f"https://3000-{ID}.box.example"
     assert Names("box.example", "https://api.example:8443").url(HERE) == f"https://3000-{ID}.box.example:8443"
+    assert Names("localhost", "http://127.0.0.1:7747").trustworthy
+    assert Names("a.localhost", "http://127.0.0.1:7747").trustworthy
+    assert Names("box.example", "https://api.example").trustworthy
+    assert not Names("notlocalhost", "http://127.0.0.1:7747").trustworthy
 
 
 def test_targets() -> None:

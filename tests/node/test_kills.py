@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec
+from runra.node.network.host import obstacle
+from runra.node.network.nft import Nft
 from runra.node.record import process_start
 from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 
@@ -23,18 +26,19 @@ from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
 SERVER = """
 import asyncio, functools, inspect, json, os, sys
 from pathlib import Path
-from runra.contract import SandboxConfig
+from runra.contract import Egress, Network, SandboxConfig
 from runra.events import EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, cgroups, launcher, node as nodes, sandbox as sandboxes
 from runra.node.agent import link
 from runra.node.agent.types import ExecSpec
 from runra.node.isolation import bubblewrap, gvisor
+from runra.node.network import host as networks
 
 owner, name, when, act = sys.argv[2].split()
 OWNERS = {"Cgroup": cgroups.Cgroup, "Launcher": launcher.Launcher, "Node": nodes.Node, "Sandbox": sandboxes.Sandbox,
           "Bubblewrap": bubblewrap.Bubblewrap, "AgentLink": link.AgentLink,
-          "Gvisor": gvisor.Gvisor}
+          "Gvisor": gvisor.Gvisor, "HostNetwork": networks.HostNetwork}
 wall = "gvisor" if owner == "Gvisor" else "bubblewrap"
 
 def die(*_):
@@ -70,6 +74,8 @@ async def main():
     elif act == "exec":
         async with subject.use() as agent:
             await agent.exec(ExecSpec(command="sleep 100", env=subject.env))
+    elif act == "update_network":
+        await subject.update_network(Network(egress=Egress(default="deny")))
     else:
         await getattr(subject, act)()
     await asyncio.sleep(20)
@@ -87,6 +93,9 @@ STEPS = [
     *("Sandbox _freeze before pause", "Sandbox _freeze after pause", "Sandbox _save after pause"),
     *("Sandbox _thaw before resume", "Sandbox _thaw after resume", "Sandbox _save after resume"),
     *("Sandbox _kill before terminate", "Sandbox _kill after terminate", "Node _discard before terminate"),
+    *("HostNetwork take after create", "HostNetwork admit before create", "HostNetwork admit after create"),
+    *("HostNetwork _apply before update_network", "HostNetwork _apply after update_network"),
+    *("HostNetwork release before terminate", "HostNetwork release after terminate"),
     *("Cgroup remove after terminate", "Node _delete before terminate", "Node _delete after terminate"),
 ]
 
@@ -109,6 +118,8 @@ async def dead_server(data: Path, step: str) -> tuple[str, str]:
 async def test_the_server_dies(tmp_path: Path, step: str) -> None:
     data, act = tmp_path / "data", step.split()[-1]
     need_wall("gvisor" if "Gvisor" in step else "bubblewrap")
+    if "HostNetwork" in step and (reason := obstacle()):
+        pytest.skip(reason)
     try:
         steady, subject = await dead_server(data, step)
     finally:  # also when the server did not die as it should: what it left is found and ended below
@@ -124,15 +135,35 @@ async def test_the_server_dies(tmp_path: Path, step: str) -> None:
                 await sandbox.resume()
             output, _ = await host.run(sandbox, "echo alive")
             assert output == "alive\n"
-        if act in ("exec", "pause", "resume"):
+        if act in ("exec", "pause", "resume", "update_network"):
             assert subject in host.node.sandboxes, "nothing was wrong with it"
         # What was not adopted is gone by now, its processes included; what was is all there is.
         await until(lambda: {folder for folder in host.left()["folders"] if folder.startswith("sb_")} == expected(host))
         groups = {Path(group).name for group in host.left()["cgroups"]}
         assert groups == set(host.node.sandboxes)
+        if host.node._network is not None:
+            network = host.node._network
+            assert len(network._guests) == len(host.node.sandboxes)
+            assert await asyncio.to_thread(admitted, host) == set(network._guests)
+            # A namespace goes with its last descriptor, and the kernel takes its interface away a moment later.
+            await until(lambda: len(interfaces(host)) == len(network._ready) + len(network._guests))
     finally:
         await stop_host(host)
     await until(lambda: host.left() == NOTHING)
+    await until(lambda: not interfaces(host))
+
+
+def admitted(host: Host) -> set[str]:
+    """Addresses the kernel's rules let anything out from."""
+    nft = Nft()
+    try:
+        return set(re.findall(r'" \. ([0-9.]+)', nft.run(f"list set inet runra_{host.node.settings.instance} guests")))
+    finally:
+        nft.close()
+
+
+def interfaces(host: Host) -> list[str]:
+    return [path.name for path in Path("/sys/class/net").glob(f"rn{host.node.settings.instance[:6]}*")]
 
 
 def expected(host: Host) -> set[str]:

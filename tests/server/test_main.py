@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -11,12 +13,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runra.errors import RunraError
+from runra.server import descriptors
 from runra.server.bootstrap import note
 from runra.server.main import bound, locked
 from runra.server.settings import ServerSettings
@@ -36,11 +40,11 @@ serve(settings, lambda given, events: Node(folder / "world", events, {}))
 """
 
 
-def _serve(folder: Path, port: int = 0) -> subprocess.Popen[str]:
+def _serve(folder: Path, port: int = 0, before: Sequence[str] = ()) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(folder), str(port)],
+        [*before, sys.executable, "-c", _SERVE, str(folder), str(port)],
         env=environment,
         cwd=root,
         stderr=subprocess.PIPE,
@@ -91,6 +95,34 @@ def test_serve_from_start_to_sigterm(data_dir: Path) -> None:
         _, said = process.communicate()
     assert key not in said
     assert "Traceback" not in said
+
+
+def test_more_connections_than_the_soft_limit_of_files(data_dir: Path) -> None:
+    """Login shells and systemd give 1024, and a sandbox's connections alone could take those."""
+    process = _serve(data_dir, before=["prlimit", "--nofile=128:4096"])
+    try:
+        url = _until_up(process, data_dir)["apiUrl"]
+        with contextlib.ExitStack() as opened:
+            for _ in range(200):
+                at = ("127.0.0.1", int(url.rpartition(":")[2]))
+                opened.enter_context(contextlib.closing(socket.create_connection(at, timeout=5)))
+            with urllib.request.urlopen(f"{url}/v1/health", timeout=5) as answer:
+                assert answer.status == 200
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_one_sandboxs_connections_get_a_share_of_the_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        assert (descriptors.bounded(512, each=1), descriptors.bounded(1024, each=2)) == (128, 64)
+        assert descriptors.take_all() == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert descriptors.bounded(10, each=2) == 10
 
 
 def test_a_lock_is_held_once(tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ class Cgroup:
             swap = group / "memory.memsw.limit_in_bytes"
             if swap.exists():
                 swap.write_text(str(memory))
+            else:  # a kernel without swap accounting: what this group frees to stay below its limit is never swapped
+                (group / "memory.swappiness").write_text("0")
         elif group := self._v2("memory"):
             (group / "memory.max").write_text(str(memory))
             swap = group / "memory.swap.max"

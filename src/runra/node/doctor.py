@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -45,6 +46,10 @@ _KERNEL_ROOT, _KERNEL_USER = (5, 12), (5, 11)
 #: overlayfs over id-mapped layers.
 _KERNEL_IDMAP_OVERLAY: Final = (5, 19)
 _PROBE_TIMEOUT: Final = 20.0
+#: Descriptors with which eight sandboxes can have all their connections.
+_ENOUGH_FILES: Final = 16_384
+#: What a process in a sandbox may open at first (the launcher's FILES_USUAL); it may raise that.
+_FILES_OF_ONE: Final = 65_536
 _TRIAL_TIMEOUT: Final = 90.0
 _AS_ROOT: Final = "run `runra serve` as root"
 _UNHELD: Final = "--allow-unenforced"
@@ -75,7 +80,8 @@ async def examine(data_dir: Path, *, trial: bool = True) -> list[Finding]:
     With `trial`, a real sandbox is started, runs `true` and is terminated, in a folder beside the data folder's.
     """
     root = os.geteuid() == 0
-    findings = [_user(root), _kernel(root), _bwrap(), _native(), _filter(), _core_pattern()]
+    findings = [_user(root), _kernel(root), _bwrap(), _native(), _filter(), _core_pattern(), _open_files()]
+    findings.append(_files_of_all())
     with _scratch(data_dir) as scratch:
         if scratch is None:
             where = _standing(data_dir)
@@ -182,6 +188,26 @@ def _core_pattern() -> Finding:
             "sysctl -w kernel.core_pattern=core",
         )
     return Finding("core dumps", "ok", "none are written for sandboxes")
+
+
+def _open_files() -> Finding:
+    """The server's own: it raises its soft limit to the hard one, and gives each sandbox's connections a share."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < _ENOUGH_FILES:
+        fewer = f"the server may have {hard:,}: one sandbox's connections get an eighth of that, not all they could use"
+        return Finding("open files", "limited", fewer, "ulimit -Hn 65536, or LimitNOFILE=65536 in its systemd unit")
+    return Finding("open files", "ok", f"the server may have {hard:,}" if hard >= 0 else "as many as it likes")
+
+
+def _files_of_all() -> Finding:
+    """fs.file-max is everybody's: open files are bounded for each process of a sandbox, and by its memory."""
+    name = "open files of all"
+    most = int(Path("/proc/sys/fs/file-max").read_text())
+    usual = NodeSettings(Path()).max_pids * _FILES_OF_ONE
+    if most < usual:
+        meaning = f"{most:,} on this machine: one sandbox may open {usual:,} and leave none to who is not root"
+        return Finding(name, "limited", meaning, "sysctl -w fs.file-max=9223372036854775807")
+    return Finding(name, "ok", "more than a sandbox can open")
 
 
 # --- what the kernel lets us do ---

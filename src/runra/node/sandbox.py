@@ -371,6 +371,7 @@ class Sandbox:
 
     async def update_network(self, network: Network) -> None:
         """Replace the policy of egress and the secrets, in force when this returns; connections it forbids are cut.
+        Which ports may be exposed stays as it is where `ingress` is left out.
 
         Raises INVALID_CONFIG for what cannot be enforced here, INVALID_STATE once terminated.
         """
@@ -388,6 +389,9 @@ class Sandbox:
                     f"sandbox {self.id} has no network; `runra doctor` says why",
                     details={"field": "network.egress"},
                 )
+            before = self.record.config.network
+            if "ingress" not in network.model_fields_set and before is not None and before.ingress is not None:
+                network = network.model_copy(update={"ingress": before.ingress})
             self.record.config = self.record.config.model_copy(update={"network": network})
             self.touch()
             await self._save()

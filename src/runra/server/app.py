@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from runra.contract import Health
 from runra.errors import RunraError
 from runra.events import EventLog, now_iso
+from runra.server import descriptors
 from runra.server.access import Access
 from runra.server.answers import answer, plain
 from runra.server.bootstrap import bootstrap
@@ -59,14 +61,19 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
     from runra.node import Node as LocalNode
     from runra.node import NodeSettings
     from runra.node.images.settings import read_registries
+    from runra.node.network.settings import NetworkSettings
 
+    network: NetworkSettings = settings.node.get("network", NetworkSettings())
+    # The proxy holds two for each connection, the sandbox's and the one outside.
+    network = replace(network, connections=descriptors.bounded(network.connections, each=2))
     return LocalNode(
         NodeSettings(
             data_dir=settings.data_dir / "node",
             pull_on_create=settings.pull_on_create,
+            max_images_mb=settings.max_images_mb,
             pull_timeout=settings.pull_timeout_s,
             registries=read_registries(settings.registries) if settings.registries else {},
-            **settings.node,
+            **{**settings.node, "network": network},
         ),
         events,
     )

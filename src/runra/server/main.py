@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from runra.errors import RunraError
+from runra.server import descriptors
 from runra.server.app import NodeMaker, create_app, real_node
 from runra.server.protocol import BoundedProtocol, WebSocketProtocol
 from runra.server.services import Services
@@ -115,7 +116,9 @@ def serve(settings: ServerSettings, make_node: NodeMaker = real_node) -> None:
     A second server on the same data folder, and a port that is taken, are INVALID_CONFIG. Port 0 takes a free one.
     """
     with locked(settings.data_dir), contextlib.closing(bound(settings.host, settings.port)) as listener:
-        settings = replace(settings, port=listener.getsockname()[1])
+        descriptors.take_all()
+        previews = descriptors.bounded(settings.preview_connections, each=1)
+        settings = replace(settings, port=listener.getsockname()[1], preview_connections=previews)
         app = create_app(settings, make_node)
         logging.getLogger("runra.server.access").setLevel(logging.INFO if settings.access_log else logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -130,6 +130,13 @@ class Ports:
         exposed.cut("the port was closed")
         self._events.publish("port.closed", sandbox.id, {"port": port}, organization_id=sandbox.organization_id)
 
+    def narrowed(self, sandbox: Sandbox) -> None:
+        """The sandbox's `ingress.allowPorts` was replaced: cut what is open to ports it leaves out. They stay exposed,
+        closed to everybody until they are allowed again."""
+        for port, exposed in self._ports.get(sandbox.id, {}).items():
+            if not allowed(sandbox.config, port):
+                exposed.cut("the port is no longer allowed")
+
     async def forget(self, sandbox_id: str) -> None:
         """The sandbox is gone, and its ports with it: its id, and so their names, are never given out again."""
         async with self._turn:

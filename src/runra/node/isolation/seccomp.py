@@ -54,7 +54,7 @@ ALLOWED: Final = _names(
     sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl semget semop
     semtimedop sendfile sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid setfsuid
     setgid setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt
-    setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socketpair splice
+    setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice
     stat statfs statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
     timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times
     tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid waitpid
@@ -129,6 +129,9 @@ def _add_sockets(rules: pyseccomp.SyscallFilter) -> None:
     netlink = pyseccomp.Arg(0, pyseccomp.EQ, _NETLINK)
     rules.add_rule(pyseccomp.ALLOW, "socket", netlink, pyseccomp.Arg(2, pyseccomp.EQ, 0))
     rules.add_rule(no_protocol, "socket", netlink, pyseccomp.Arg(2, pyseccomp.GT, 0))
+    # socketpair(2) makes two sockets, and loads their module, before it asks whether the family knows pairs.
+    rules.add_rule(pyseccomp.ALLOW, "socketpair", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX))
+    rules.add_rule(no_family, "socketpair", pyseccomp.Arg(0, pyseccomp.NE, socket.AF_UNIX))
 
 
 #: Classic BPF: load a word of the call's data, mask it, compare, answer (<linux/bpf_common.h>).

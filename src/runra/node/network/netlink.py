@@ -107,8 +107,10 @@ class Netlink:
 
     def leads_here(self, address: str) -> bool:
         """Whether packets to an address are for this host itself, by whichever of its addresses."""
-        body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
-        answer = self._ask(_GETROUTE, 0, body + attribute(_DST, socket.inet_aton(address)))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        packed = socket.inet_pton(family, address)
+        body = struct.pack("=BBBBBBBBI", family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
+        answer = self._ask(_GETROUTE, 0, body + attribute(_DST, packed))
         return answer[16 + 7] == _ROUTE_TO_SELF
 
 

@@ -8,7 +8,7 @@ import errno
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from runra.node.network.netlink import Netlink
@@ -30,7 +30,7 @@ def original_target(link: socket.socket) -> tuple[IPv4Address, int]:
     return IPv4Address(address), port
 
 
-def is_ours(address: IPv4Address) -> bool:
+def is_ours(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address belongs to this host: its services are not for sandboxes, whatever the address looks like."""
     if address.is_loopback:
         return True

@@ -208,7 +208,8 @@ class AsyncSandbox(SandboxFields):
         secrets: Sequence[SecretOptions | NetworkSecret | Mapping[str, Any]] | None = None,
         ingress: Ingress | Mapping[str, Any] | None = None,
     ) -> Self:
-        """Replace what it may reach, and its secrets, at once; what is left out is as if never given.
+        """Replace what it may reach, and its secrets, at once; what is left out is as if never given, but
+        for `ingress`, which then stays as it is.
 
         `egress`: `allow` (names, `*.` names, IPv4 addresses and ranges, each with `:port` if wanted) and `default`
         (`allow` without any policy, `deny` when only `allow` is given). `secrets`: `alias`, `host`, `header`,

@@ -71,7 +71,7 @@ class Door:
                 401,
                 "UNAUTHORIZED",
             )
-        if not _from_itself(method, headers):
+        if not _from_itself(method, headers, told=self._names.trustworthy):
             raise Refusal("private", "Another site's page may not use this preview.", 403, "FORBIDDEN")
 
     def _clean(self, headers: Headers, target: bytes, signed: bytes, left_ms: int) -> Response:
@@ -97,15 +97,22 @@ def _authority(headers: Headers) -> bytes:
     return values(headers, b"host")[0].lower()
 
 
-def _from_itself(method: str, headers: Headers) -> bool:
+def _from_itself(method: str, headers: Headers, *, told: bool) -> bool:
     """Whether a request with our cookie is one of the preview's own pages, or a visit. Previews of other sandboxes lie
-    under the same domain, so for a browser they are the same site, and SameSite does not hold them off."""
+    under the same domain, so for a browser they are the same site, and SameSite does not hold them off.
+
+    Browsers tell by Sec-Fetch-Site and Origin. Where they do not tell (`told`), over plain HTTP, another's <script src>
+    carries neither: what no own page's Origin or Referer vouches for must then be a visit, which asks for HTML."""
     own = _authority(headers)
     if any(origin.partition(b"://")[2].lower() != own for origin in values(headers, b"origin")):
         return False
     if any(site in (b"same-site", b"cross-site") for site in values(headers, b"sec-fetch-site")):
         return method in _SAFE and values(headers, b"sec-fetch-mode") == [b"navigate"]
-    return True
+    if told or values(headers, b"sec-fetch-site") or values(headers, b"origin"):
+        return True
+    if any(page.partition(b"://")[2].partition(b"/")[0].lower() == own for page in values(headers, b"referer")):
+        return True
+    return method in _SAFE and any(b"text/html" in kinds for kinds in values(headers, b"accept"))
 
 
 def explain(error: RunraError) -> Refusal:

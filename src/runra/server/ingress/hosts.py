@@ -33,6 +33,8 @@ class Names:
         self._suffix = "." + domain.lower().strip(".")
         parts = urlsplit(url)
         self.scheme = parts.scheme
+        #: Whether browsers say where a request comes from (Fetch Metadata): to trustworthy origins alone.
+        self.trustworthy = self.scheme == "https" or self._suffix.endswith(".localhost")
         self._port = f":{parts.port}" if parts.port not in (None, 80 if parts.scheme == "http" else 443) else ""
 
     def authority(self, place: Place) -> str:

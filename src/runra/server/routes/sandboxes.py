@@ -78,8 +78,10 @@ async def change_sandbox(call: Caller, body: SandboxPatch) -> Response:
 
 @routes.route("PUT", "/sandboxes/{id}/network", scope="sandbox:create", answer=SandboxInfo)
 async def change_network(call: Caller, body: Network) -> Response:
-    """Replace what the sandbox may reach, and its secrets, at once: connections the new policy forbids are cut."""
+    """Replace what the sandbox may reach, and its secrets, at once: connections the new policy forbids are cut, those
+    to ports that `ingress` no longer allows included. `ingress` stays as it is when it is left out."""
     await call.sandbox.update_network(body)
+    call.services.ports.narrowed(call.sandbox)
     return answer(call.info())
 
 
