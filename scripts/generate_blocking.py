@@ -43,7 +43,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from runra.contract import ExecutionResult, FileEntry, SandboxState
+from runra.contract import ExecutionResult, FileEntry, SandboxState, SnapshotInfo
 from runra.contract import SandboxConfig as Config
 from runra.runtime.bus import Handler
 from runra.runtime.config import Resolved

@@ -174,7 +174,9 @@ async def test_processes_are_listed(link: AgentLink) -> None:
 async def test_ended_processes_are_forgotten_beyond_64(link: AgentLink) -> None:
     for _ in range(70):
         await run(link, ["true"])
-    assert len(await link.processes()) == 64
+    async with asyncio.timeout(10):  # the last one goes once the agent has seen that nobody reads it any more
+        while len(await link.processes()) != 64:
+            await asyncio.sleep(0.01)
 
 
 async def test_two_hundred_at_once(link: AgentLink, agent: Agent) -> None:

@@ -79,9 +79,13 @@ def _kind(manifest: bytes) -> str:
 
 @contextlib.contextmanager
 def real_registry(
-    folder: Path, *, login: tuple[str, str] | None = None, tls: tuple[Path, Path, Path] | None = None
+    folder: Path,
+    *,
+    login: tuple[str, str] | None = None,
+    tls: tuple[Path, Path, Path] | None = None,
+    token: tuple[str, Path] | None = None,
 ) -> Iterator[RealRegistry]:
-    """`tls` is (authority, certificate, key)."""
+    """`tls` is (authority, certificate, key), `token` (the address that gives tokens, the certificate of its key)."""
     needs("docker-registry", "docker-registry")
     port = free_port()
     config = f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {folder}/data\n"
@@ -92,6 +96,9 @@ def real_registry(
     if login:
         (folder / "htpasswd").write_text(f"{login[0]}:{bcrypted(login[1])}\n")
         config += f"auth:\n  htpasswd:\n    realm: test\n    path: {folder}/htpasswd\n"
+    if token:
+        config += f"auth:\n  token:\n    realm: {token[0]}\n    service: here\n    issuer: test\n"
+        config += f"    rootcertbundle: {token[1]}\n"
     (folder / "config.yml").write_text(config)
     log = (folder / "log").open("wb")
     process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)

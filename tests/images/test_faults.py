@@ -16,12 +16,12 @@ import pytest
 from aiohttp import web
 
 from runra.errors import RunraError
-from runra.node.images import registry
+from runra.node.images import registry, store
 from runra.node.settings import RegistrySettings
 from tests.hosting import Host, start_host, stop_host, until
 from tests.images.conftest import ORGANIZATION, hosting, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, Made, busybox, digest, image
-from tests.images.registries import OddRegistry
+from tests.images.registries import OddRegistry, needs
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +256,11 @@ async def test_a_create_follows_no_redirect_to_a_private_address(tmp_path: Path,
                 "fd00::1",
             ),
             *(
+                "168.63.129.16",
+                "192.0.0.192",
+                "::8.8.8.8",
+                "fec0::1",
+                "2001:db8::1",
                 "::ffff:10.0.0.1",
                 "64:ff9b::a00:1",
                 "2002:a00:1::",
@@ -268,6 +273,26 @@ async def test_a_create_follows_no_redirect_to_a_private_address(tmp_path: Path,
             assert not addresses.is_public(inside), inside
         error = await refused(host.create(image="169.254.169.254/latest/meta-data:1"))
         assert "no public address" in error.message
+
+
+def test_this_hosts_own_address_is_not_public() -> None:
+    """Whatever it looks like: a create must not reach the services of the host itself. In a network of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace takes root")
+    needs("ip", "iproute2")
+    script = (
+        "ip link set lo up; ip address add 8.8.8.8/32 dev lo; ip -6 address add 2606:4700::1111/128 dev lo nodad\n"
+        'exec "$0" -c \'from runra.node.images.addresses import is_public as p; '
+        'print(*map(p, ("8.8.8.8", "2606:4700::1111", "8.8.4.4", "2606:4700::1112")))\''
+    )
+    told = subprocess.run(
+        ["unshare", "--net", "sh", "-ec", script, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert told.stdout.split() == ["False", "False", "True", "True"]
 
 
 async def test_somebody_elses_layer_is_not_had_by_naming_it(odd: OddRegistry, host: Host) -> None:
@@ -353,6 +378,52 @@ async def test_too_many_pulls_are_told_to_come_back(odd: OddRegistry, host: Host
         assert isinstance(outcome, RunraError)
 
 
+async def test_one_organization_leaves_pulls_to_others(odd: OddRegistry, tmp_path: Path) -> None:
+    forever = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        await forever.wait()
+        return web.Response(status=404)
+
+    private = {odd.host: RegistrySettings(private=True)}
+    async with hosting(tmp_path / "data", registries=private) as host:
+        fine = odd.push(image(busybox()), "others:1")
+        odd.hook = lambda request, number: (
+            None if "/others/" in request.path or "/blobs/" in request.path else hold(request)
+        )
+        creating = [asyncio.create_task(host.create(image=f"{odd.host}/greedy:{number}")) for number in range(4)]
+        await until(lambda: len(odd.seen) >= 4)
+        error = await refused(host.create(image=f"{odd.host}/greedy:5"))
+        assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", True)
+        async with host.node.images.root(fine, "org_other"):
+            pass
+        forever.set()
+        assert all(isinstance(one, RunraError) for one in await asyncio.gather(*creating, return_exceptions=True))
+
+
+async def test_one_organization_leaves_unpacking_to_others(
+    odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that take as long as they may hold up nobody else."""
+    layers, forever, slow = host.node.images.layers, asyncio.Event(), 0
+    unpack = layers._unpacker.layer
+
+    async def layer(blob: Any, fresh: Path, free: int) -> Any:
+        nonlocal slow
+        if slow < 2:
+            slow += 1
+            await forever.wait()
+        return await unpack(blob, fresh, free)
+
+    monkeypatch.setattr(layers._unpacker, "layer", layer)
+    greedy = [odd.push(image(Layer().add(f"f{n}", b"x")), f"greedy:{n}") for n in range(4)]
+    pulls = [asyncio.create_task(pull(host, name)) for name in greedy]
+    await until(lambda: slow == 2)
+    await asyncio.wait_for(pull(host, odd.push(image(busybox()), "others:1"), organization="org_other"), 30)
+    forever.set()
+    await asyncio.gather(*pulls)
+
+
 async def test_a_full_disk_leaves_nothing_half_made(odd: OddRegistry, tmp_path: Path) -> None:
     """The images' folder is a small disk of its own: once the blob does not fit, once what is in it."""
     if os.geteuid() != 0:
@@ -376,6 +447,38 @@ async def test_a_full_disk_leaves_nothing_half_made(odd: OddRegistry, tmp_path: 
             await stop_host(host)
     finally:
         subprocess.run(["umount", "-l", home], check=True)
+
+
+async def test_a_create_leaves_what_the_sandboxes_disk_may_take(odd: OddRegistry, tmp_path: Path) -> None:
+    """Else whoever pulls enough breaks every sandbox's disk, which is a sparse file beside the images."""
+    private = {odd.host: RegistrySettings(private=True)}
+    name = odd.push(image(busybox()), "greedy:1")
+    async with hosting(tmp_path / "data", registries=private) as host:
+        disk = tmp_path / "data/disk.img"
+        if not disk.exists():
+            pytest.skip("no disk image here: run as root, apt-get install btrfs-progs")
+        about = os.statvfs(tmp_path)
+        os.truncate(disk, about.f_blocks * about.f_frsize)  # the mount goes on with the size it has read
+        assert (await refused(host.create(image=name))).code == "RESOURCE_EXHAUSTED"
+        await pull(host, name)
+        assert await host.create(image=name)
+
+
+async def test_images_of_creates_make_room_for_others(
+    odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_FRESH", 0.0)
+    names = [odd.push(image(busybox(), Layer().add("of", b"%d" % n * (2 << 20))), f"cached:{n}") for n in range(4)]
+    private = {odd.host: RegistrySettings(private=True)}
+    async with hosting(tmp_path / "data", registries=private, max_images_mb=5) as host:
+        images = host.node.images
+        await pull(host, names[0])  # an administrator's stays
+        sandbox = await host.create(image=names[1])  # in use, it stays
+        for name in (names[2], names[3]):
+            async with images.root(name, ORGANIZATION):
+                pass
+        assert {one.reference for one in images.listed(ORGANIZATION)} == {names[0], names[1], names[3]}
+        assert (await host.run(sandbox, "head -c 3 /of"))[0] == "111"
 
 
 def test_a_server_killed_in_mid_pull(tmp_path: Path) -> None:

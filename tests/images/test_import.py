@@ -17,7 +17,7 @@ from runra import AsyncRunra, Runra, RunraError
 from runra.server.settings import ServerSettings
 from tests.hosting import Host
 from tests.images import oci
-from tests.images.conftest import ORGANIZATION, layer_folders, refused
+from tests.images.conftest import ORGANIZATION, layer_folders, pull, refused
 from tests.images.oci import Layer, busybox, docker_archive, image, index, oci_archive
 from tests.images.registries import RealRegistry, needs
 from tests.server.conftest import Running, started
@@ -75,6 +75,30 @@ async def test_what_skopeo_writes(registry: RealRegistry, host: Host, tmp_path: 
         made = await put(host, file.read_bytes(), f"copied:{form}")
         sandbox = await host.create(image=made.reference)
         assert (await host.run(sandbox, "cat /from"))[0] == "skopeo"
+
+
+async def test_what_other_tools_make_and_push(registry: RealRegistry, host: Host, tmp_path: Path) -> None:
+    """An image that umoci made and skopeo pushed, as it comes from the registry."""
+    needs("umoci", "umoci")
+    needs("skopeo", "skopeo")
+    layout = tmp_path / "layout"
+    (tmp_path / "said").write_text("by umoci")
+    for words in (
+        ["umoci", "init", "--layout", str(layout)],
+        ["umoci", "new", "--image", f"{layout}:box"],
+        ["umoci", "insert", "--image", f"{layout}:box", "/bin/busybox", "/bin/sh"],
+        ["umoci", "insert", "--image", f"{layout}:box", str(tmp_path / "said"), "/srv/said"],
+        ["umoci", "config", "--image", f"{layout}:box", "--config.env", "MADE=umoci"],
+        [
+            *("skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"),
+            *(f"oci:{layout}:box", f"docker://{registry.host}/umoci/box:1"),
+        ],
+    ):
+        await asyncio.to_thread(subprocess.run, words, check=True, timeout=60)
+    made = await pull(host, f"{registry.host}/umoci/box:1")
+    assert made.env["MADE"] == "umoci"
+    sandbox = await host.create(image=made.reference)
+    assert (await host.run(sandbox, "read said </srv/said; echo $said by $MADE"))[0] == "by umoci by umoci\n"
 
 
 async def test_a_commit_keeps_what_was_done_and_nobody(host: Host) -> None:

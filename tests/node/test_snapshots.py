@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,23 @@ async def test_without_a_file_system_that_shares(tmp_path: Path) -> None:
         await host.node.volumes.make(new_id("vol"), "org_test", VolumeCreate(name="data"))
         sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
         assert await output(host, sandbox, "echo x > /data/f; stat -c %u /data/f") == "0\n"
+    finally:
+        await stop_host(host)
+    await until(lambda: host.left() == NOTHING)
+
+
+async def test_a_copy_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:
+    """Without quotas a sandbox may hold more than is left: a snapshot of it must not fill the disk for everybody."""
+    about = os.statvfs(tmp_path)
+    settings: dict[str, Any] = {"disk": "none", "allow_unenforced": frozenset({"disk"})}
+    host = await start_host(tmp_path / "data", min_free_mb=(about.f_bavail * about.f_frsize) * 2 >> 20, **settings)
+    try:
+        source = await host.create()
+        with pytest.raises(RunraError) as refused:
+            await snapshot(host, source, "base")
+        assert refused.value.code == "RESOURCE_EXHAUSTED"
+        assert not host.node.snapshots.ids
+        assert await output(host, source, "echo fine") == "fine\n"
     finally:
         await stop_host(host)
     await until(lambda: host.left() == NOTHING)

@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from runra import Runra as Client
 from tests.sdk.conftest import RealServer
+
+pytestmark = pytest.mark.timeout(60)
 
 KEY = "rra_live_0123456789abcdefghij"
 
@@ -78,3 +83,24 @@ def test_events_by_type(real: RealServer) -> None:
         types = {json.loads(tail.stdout.readline())["type"] for _ in range(2)}
         tail.terminate()
     assert types <= {"exec.started", "exec.completed"}
+
+
+def test_events_of_one_sandbox(real: RealServer) -> None:
+    env = {"RUNRA_CONFIG_PATH": str(real.config)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNRA_CONFIG_PATH", str(real.config))
+        client = Client()
+    with client, client.sandboxes.create(image="host") as one, client.sandboxes.create(image="host") as other:
+        command = [sys.executable, "-m", "runra.cli", "events", "--sandbox", one.id, "--json", "--after", "evt_"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}) as tail:
+            try:
+                other.exec("echo other")
+                one.exec("echo one")
+                assert tail.stdout is not None
+                told = []
+                while not told or told[-1]["type"] != "exec.completed":
+                    told.append(json.loads(tail.stdout.readline()))
+            finally:
+                tail.terminate()
+        assert {event["sandboxId"] for event in told} == {one.id}
+        assert told[-1]["data"]["command"] == "echo one"

@@ -73,6 +73,46 @@ async def test_the_policy_is_put_again_after_a_resume(cube: CubeService, runra: 
     assert cube.sandboxes[sandbox.id].timeout_s == -1
 
 
+async def test_a_resumed_one_has_its_policy_before_anything_else(cube: CubeService, runra: Runra) -> None:
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}})
+    await sandbox.pause()
+    cube.network_fails = 2  # busy: asked again
+    cube.calls.clear()
+    await sandbox.resume()
+    assert len(cube.networks) == 1
+    paths = [path.rpartition("/")[2] for _, path in cube.calls if not path.endswith(sandbox.id)]
+    assert paths[:4] == ["connect", "network", "network", "network"]
+
+
+async def test_one_whose_policy_is_refused_is_paused_again(cube: CubeService, runra: Runra) -> None:
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}})
+    await sandbox.pause()
+    cube.network_fails, cube.network_status = 1, 400
+    assert (await failing(sandbox.resume())).code == "INVALID_REQUEST"
+    assert cube.sandboxes[sandbox.id].state == "paused"
+    await sandbox.resume()
+    assert (await sandbox.exec("echo on")).stdout == "on\n"
+
+
+async def test_one_that_cannot_be_paused_again_ends_with_its_time(cube: CubeService, runra: Runra) -> None:
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}}, timeout_ms=4000)
+    await sandbox.pause()
+    cube.network_fails, cube.network_status, cube.never_paused = 1, 400, True
+    await failing(sandbox.resume())
+    cube.sandboxes[sandbox.id].state = "running"
+    deadline = time.monotonic() + 20
+    while sandbox.id in cube.sandboxes:
+        assert time.monotonic() < deadline, "nobody ended it"
+        await asyncio.sleep(0.05)
+
+
+async def test_a_create_is_noted_before_its_own_timer_is_off(cube: CubeService, runra: Runra, tmp_path: Path) -> None:
+    noted: list[int] = []
+    cube.on_timeout = lambda: noted.append(len(list(tmp_path.rglob("*.json"))))
+    await runra.create_sandbox(image="tpl-1")
+    assert noted == [1]
+
+
 async def test_ending_while_it_is_being_paused(cube: CubeService, runra: Runra, sandbox: Sandbox) -> None:
     cube.pause_s = 0.6
     pausing = asyncio.create_task(sandbox.pause())
@@ -184,6 +224,38 @@ async def test_times_and_metadata_are_taken_up_after_a_restart(cube: CubeService
         assert time.monotonic() < deadline, "nobody ended it"
         await asyncio.sleep(0.05)
     await second.dispose()
+
+
+async def test_another_process_counts_no_pause_of_ours(cube: CubeService, runra: Runra, tmp_path: Path) -> None:
+    """Both watch its time; what one of them pauses and resumes the other must not count."""
+    sandbox = await runra.create_sandbox(image="tpl-1", timeout_ms=3000)
+    async with runtime(cube, tmp_path / "notes") as other:
+        assert await other.get_sandbox(sandbox.id) is not None
+        began = time.monotonic()
+        await sandbox.pause()
+        await asyncio.sleep(2.0)
+        await sandbox.resume()
+        while sandbox.id in cube.sandboxes:
+            assert time.monotonic() - began < 20, "nobody ended it"
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - began > 4.0, "its pause was counted"
+
+
+async def test_another_process_pauses_nothing_that_works(cube: CubeService, runra: Runra, tmp_path: Path) -> None:
+    sandbox = await runra.create_sandbox(image="tpl-1", idle_timeout_ms=700)
+    async with runtime(cube, tmp_path / "notes") as other:
+        theirs = await other.get_sandbox(sandbox.id)
+        assert theirs is not None
+        working = asyncio.create_task(sandbox.exec("sleep 3; echo done"))
+        assert (await theirs.exec("echo theirs")).stdout == "theirs\n"
+        assert (await working).stdout == "done\n"
+        assert ("POST", f"/sandboxes/{sandbox.id}/pause") not in cube.calls
+        deadline = time.monotonic() + 15
+        while cube.sandboxes[sandbox.id].state != "paused":
+            assert time.monotonic() < deadline, "nobody pauses it once it is idle"
+            await asyncio.sleep(0.05)
+        for one in (theirs, sandbox):  # whoever paused it, both know
+            assert (await failing(one.exec("true"))).code == "INVALID_STATE"
 
 
 async def test_notes_are_for_their_owner_alone(

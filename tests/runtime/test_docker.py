@@ -134,6 +134,22 @@ async def test_an_image_without_a_shell_leaves_no_container(docker_url: str, run
     assert left.stdout == b""
 
 
+async def test_labels_of_an_image_make_no_sandbox(docker_url: str, tmp_path: Path) -> None:
+    """Whoever makes an image may give it our labels; its containers are not ours, and harm no listing."""
+
+    def docker(*words: str, **given: Any) -> None:
+        subprocess.run(["docker", "-H", docker_url, *words], check=True, timeout=30, capture_output=True, **given)
+
+    changes = ["--change", "LABEL dev.runra=default", "--change", "LABEL dev.runra.id=sb_0123456789abcdef"]
+    docker("import", *changes, "-", "runra-labelled", input=b"\0" * 10240)
+    docker("create", "--name", "labelled", "runra-labelled", "/x")
+    try:
+        async with runtime(docker_url, tmp_path) as runra:
+            assert await runra.list_sandboxes() == []
+    finally:
+        docker("rm", "labelled")
+
+
 async def test_no_engine(tmp_path: Path) -> None:
     async with runtime(f"unix://{tmp_path}/nobody", tmp_path) as runra:
         with pytest.raises(RunraError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -119,3 +120,14 @@ async def test_a_full_folder_is_not_deleted_by_mistake(sandbox: Sandbox) -> None
     error = await failing(sandbox.files.delete("/tmp/full"))
     assert error.details["reason"] == "not_empty"
     assert await sandbox.files.exists("/tmp/full/a")
+
+
+async def test_one_paused_while_another_process_meets_it_lives_on(service: E2BService, sandbox: Sandbox) -> None:
+    kept = service.sandboxes[sandbox.id]
+    left = kept.ends - time.time()
+    async with runtime(service) as other:
+        theirs = await other.get_sandbox(sandbox.id)
+        assert theirs is not None
+        service.paused_before_connect = True
+        assert (await theirs.exec("echo on")).stdout == "on\n"
+        assert left - 10 < kept.ends - time.time() <= left, "it has another time left than before"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runra.contract.network import Egress, Network
 from runra.runtime import AgentRun, Event, Runra, RunraError
 from tests.hosting import until
 from tests.runtime.conftest import Make, alive
@@ -262,3 +264,28 @@ async def test_nothing_hangs_without_a_server() -> None:
     assert caught.value.code == "NETWORK_ERROR"
     await runra.dispose()
     assert time.monotonic() - began < 5
+
+
+async def test_secrets_of_the_environment_reach_no_exporter(make: Make) -> None:
+    runra = make(observability={"provider": "jsonl", "path": "told.jsonl"})
+    sandbox = await runra.create_sandbox(env={"DB_PASSWORD": "of-the-sandbox-1", "PLAIN": "not-a-secret-1"})
+    await sandbox.exec("echo of-the-sandbox-1 not-a-secret-1")
+    await sandbox.exec("echo of-the-command-1", env={"MY_TOKEN": "of-the-command-1"})
+    process = await sandbox.exec("echo of-the-process-1", env={"API_KEY": "of-the-process-1"}, background=True)
+    await process.wait()
+    found = await runra.get_sandbox(sandbox.id)
+    assert found is not None
+    await runra.dispose()
+    told = Path("told.jsonl").read_text()
+    assert "not-a-secret-1" in told
+    assert told.count("echo [redacted]") >= 3
+    for secret in ("of-the-sandbox-1", "of-the-command-1", "of-the-process-1"):
+        assert secret not in told
+
+
+async def test_what_the_server_can_do_is_declared(make: Make) -> None:
+    runra = make()
+    assert {"network_change", "secrets", "volumes", "snapshots"} <= runra.provider.capabilities.abilities
+    async with await runra.create_sandbox() as sandbox:
+        await sandbox.set_network(Network(egress=Egress(default="deny")))
+        assert (await sandbox.refresh()).handle.network["egress"]["default"] == "deny"

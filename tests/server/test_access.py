@@ -209,6 +209,9 @@ async def test_a_keys_limits_hold_at_create(client: Client) -> None:
     ):
         refused = await user.call("POST", "/sandboxes", json=body)
         assert (refused.status, refused.error["details"]["field"]) == (403, field)
+    refused = await user.call("POST", "/volumes", json={"name": "v", "sizeMb": 10241})
+    assert (refused.status, refused.error["details"]["field"]) == (403, "sizeMb")
+    assert (await user.call("POST", "/volumes", json={"name": "v", "sizeMb": 10240})).status == 201
     burst = await asyncio.gather(*(user.call("POST", "/sandboxes", json={"image": "host"}) for _ in range(6)))
     assert sorted(answer.status for answer in burst) == [201, 201, 503, 503, 503, 503]
     one = next(answer.json for answer in burst if answer.status == 201)

@@ -82,6 +82,10 @@ def serve(
     pull_on_create: Annotated[
         bool, typer.Option("--pull-on-create/--no-pull-on-create", help="Pull images that a create names.")
     ] = True,
+    max_images_mb: Annotated[
+        int | None,
+        typer.Option("--max-images-mb", min=1, help="MB for images that creates pull. [default: half of the room]"),
+    ] = None,
     pull_timeout: Annotated[float, typer.Option("--pull-timeout", min=1, help="Seconds a pull may take.")] = 900.0,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every call.")] = False,
 ) -> None:
@@ -105,6 +109,7 @@ def serve(
         ranges=_ranges(ranges or []),
         registries=registries,
         pull_on_create=pull_on_create,
+        max_images_mb=max_images_mb,
         pull_timeout_s=pull_timeout,
         access_log=access_log,
         node={

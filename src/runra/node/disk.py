@@ -97,15 +97,22 @@ class PlainDisk:
 
     enforced = False
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, min_free_mb: int = 1024) -> None:
         self._launcher = launcher
+        self._min_free_mb = min_free_mb
 
     def make(self, folder: Path, limit_mb: int) -> None:
         folder.mkdir(mode=0o700)
 
     async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
-        target.mkdir(mode=0o700)
         layers = sorted(str(layer) for layer in source.glob(LAYERS))
+        size = await asyncio.to_thread(lambda: sum(bytes_below(Path(layer)) for layer in layers))
+        about = os.statvfs(target.parent)
+        with _room():
+            # Nothing bounds what a sandbox has written here, and a copy that fills the disk hurts everybody.
+            if about.f_bavail * about.f_frsize - size < self._min_free_mb << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        target.mkdir(mode=0o700)
         # -a keeps owners, modes, hard links, extended attributes and whiteouts, and follows no link.
         await self._launcher.run("cp", "-a", "--reflink=auto", "--", *layers, str(target), timeout=_COPY_TIMEOUT)
 
@@ -172,20 +179,32 @@ class BtrfsDisk:
             await self._launcher.run("umount", str(self._root))
 
 
-async def open_disk(root: Path, mode: DiskMode, launcher: Launcher) -> Disk:
-    """Prepare `root` as the home of sandboxes' folders with the best quota this machine has."""
+async def open_disk(root: Path, mode: DiskMode, launcher: Launcher, min_free_mb: int = 1024) -> Disk:
+    """Prepare `root` as the home of sandboxes' folders with the best quota this machine has. Where a copy takes its
+    whole size, copies leave `min_free_mb` free."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if mode == "none" or os.geteuid() != 0:
-        return PlainDisk(launcher)
+        return PlainDisk(launcher, min_free_mb)
     image = root.with_name("disk.img")
     if not _is_btrfs(root) and not await _mount_image(root, image, launcher):
-        return PlainDisk(launcher)
+        return PlainDisk(launcher, min_free_mb)
     if not _enable_quota(root):
         if os.path.ismount(root):
             await launcher.run("umount", str(root))
-        return PlainDisk(launcher)
+        return PlainDisk(launcher, min_free_mb)
     root.chmod(0o700)
     return BtrfsDisk(launcher, root, image if image.exists() else None)
+
+
+def promised_mb(root: Path) -> int:
+    """How much the sparse file under `root` may yet grow. Who takes that space breaks every sandbox's disk."""
+    if not os.path.ismount(root):
+        return 0
+    try:
+        about = root.with_name("disk.img").stat()
+    except FileNotFoundError:
+        return 0
+    return max(0, about.st_size - about.st_blocks * 512) >> 20
 
 
 async def _mount_image(root: Path, image: Path, launcher: Launcher) -> bool:

@@ -85,7 +85,8 @@ class Node:
         may_go_unheld(self.settings.allow_unenforced)
         self._isolations = await self._offered()  # before anything is mounted: settings may be wrong
         self._hierarchies = cgroups.detect(self.settings.instance)
-        self._disk = await open_disk(self.settings.sandboxes_dir, self.settings.disk, self._launcher)
+        own = self.settings
+        self._disk = await open_disk(own.sandboxes_dir, own.disk, self._launcher, own.min_free_mb)
         for folder in (self.settings.records_dir, self.settings.images_dir, self._trash):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._clean_trash()

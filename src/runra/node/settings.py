@@ -78,8 +78,12 @@ class NodeSettings:
     #: MB one image may take unpacked, and files in one layer; a bomb ends here.
     max_image_mb: int = 32_768
     max_image_entries: int = 2_000_000
-    #: MB that pulls and unpacking leave free on the data folder's disk.
+    #: MB that pulls and unpacking leave free on the data folder's disk. A create's pull also leaves what the disk of
+    #: the sandboxes may yet take.
     min_free_mb: int = 1024
+    #: MB that the images which creates fetched may take in all; beyond it those go that were not used for longest.
+    #: None: half of what they could take at most.
+    max_images_mb: int | None = None
 
     @property
     def sandboxes_dir(self) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from runra.contract import ExecutionResult, FileEntry, SandboxState
+from runra.contract import ExecutionResult, FileEntry, SandboxState, SnapshotInfo
 from runra.contract import SandboxConfig as Config
 from runra.runtime.bus import Handler
 from runra.runtime.config import Resolved
@@ -267,8 +267,13 @@ class SyncSandbox:
         self._portal.call(lambda: self._inner.close_port(port))
 
     def set_network(self, network: Network) -> None:
-        """Replace the network policy while it runs."""
+        """Replace the network policy while it runs, its secrets with it."""
         self._portal.call(lambda: self._inner.set_network(network))
+
+    def snapshot(self, name: str | None = None) -> SnapshotInfo:
+        """Keep its files as they are now; it goes on as before. Make others by `create_sandbox(image="snapshot:…")`
+        with the name or id. Raises INVALID_STATE when the name is taken."""
+        return self._portal.call(lambda: self._inner.snapshot(name))
 
     def refresh(self) -> Self:
         """Ask the provider for this sandbox's fields anew."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from runra.errors import RunraError
 
 if TYPE_CHECKING:
+    from runra.contract.network import Network
     from runra.runtime.types import ExecuteOptions
     from runra.sdk.types import ListOptions, SandboxConfig
 
@@ -30,6 +31,8 @@ Ability = Literal[
     "network_deny",
     "network_allow_list",
     "network_change",
+    "secrets",
+    "volumes",
     "metadata",
     "metadata_filter",
     "snapshots",
@@ -56,9 +59,11 @@ MEANING: Final[dict[Ability, str]] = {
     "network_deny": "no network at all",
     "network_allow_list": "only the destinations that are named",
     "network_change": "another network policy while it runs",
+    "secrets": "keys put into requests outside, which the sandbox never sees",
+    "volumes": "folders that outlive the sandbox",
     "metadata": "tags of your own",
     "metadata_filter": "listing by tags",
-    "snapshots": "snapshots of a running sandbox",
+    "snapshots": "its files kept at a moment, to make others from",
     "isolation": "a choice of walls",
     "events": "events told by the provider's own server, those of other clients and timers included",
 }
@@ -119,13 +124,22 @@ def needs_of_create(config: SandboxConfig) -> list[tuple[Ability, str]]:
         needs.append(("isolation", "isolation"))
     if config.metadata:
         needs.append(("metadata", "metadata"))
-    network = config.network
-    if network is not None and network.egress is not None:
+    if config.volumes:
+        needs.append(("volumes", "volumes"))
+    return needs + (needs_of_network(config.network) if config.network is not None else [])
+
+
+def needs_of_network(network: Network) -> list[tuple[Ability, str]]:
+    """What a network policy asks for."""
+    needs: list[tuple[Ability, str]] = []
+    if network.egress is not None:
         if network.egress.allow and network.egress.default != "allow":
             needs.append(("network_allow_list", "network.egress.allow"))
         elif network.egress.default == "deny":
             needs.append(("network_deny", "network.egress.default"))
-    if network is not None and network.ingress is not None and network.ingress.allow_ports:
+    if network.secrets:
+        needs.append(("secrets", "network.secrets"))
+    if network.ingress is not None and network.ingress.allow_ports:
         needs.append(("ports", "network.ingress.allow_ports"))
     return needs
 

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from runra.errors import RunraError
 from runra.runtime.options import RunraOptions, checked_options, one_shape
+from runra.runtime.trust import check_project, is_trusted
 from runra.sdk.settings import DEFAULT_API_URL, config_path
 
 #: Environment variables and the options they set (spec 1, Runtime), and whether those are whole numbers.
@@ -61,7 +62,8 @@ def resolve(given: Mapping[str, Any] | BaseModel | None = None, *, config_file: 
 
     A section (`sandbox`, `agent`, `llm`) that names another provider than a higher source does gives only its
     `defaults`: one provider's key and settings are never handed to another. A key from a file is only sent to the
-    address that file gives.
+    address that file gives. A project's file that was found, not named, decides neither where other keys go nor what is
+    imported, unless its folder is trusted (`runra.runtime.trust`).
 
     Raises INVALID_CONFIG for a file that cannot be read and for an option that is wrong, naming file and option.
     """
@@ -74,6 +76,10 @@ def resolve(given: Mapping[str, Any] | BaseModel | None = None, *, config_file: 
     for layer in _fitting(layers):
         _fill(values, layer.values, layer.source, sources, "")
     _check_key_and_address(values, sources, layers)
+    if config_file is None:  # one that was named is the caller's own word
+        for path in _found_in_folder():
+            if not is_trusted(path.parent):
+                check_project(values, sources, str(path))
     return Resolved(checked_options(values, "options"), values, sources)
 
 
@@ -160,7 +166,7 @@ def _project(named: str | Path | None) -> list[Layer]:
         if not path.exists():
             raise RunraError("INVALID_CONFIG", f"there is no {path}", details={"path": str(path)})
         return [Layer(str(path), _with_top_level(_plain(_read(path))))]
-    found = [Path.cwd() / name for name in PROJECT_FILES if (Path.cwd() / name).is_file()]
+    found = _found_in_folder()
     if len(found) > 1:
         raise RunraError(
             "INVALID_CONFIG",
@@ -168,6 +174,10 @@ def _project(named: str | Path | None) -> list[Layer]:
             details={"paths": [str(path) for path in found]},
         )
     return [Layer(str(path), _with_top_level(_plain(_read(path)))) for path in found]
+
+
+def _found_in_folder() -> list[Path]:
+    return [Path.cwd() / name for name in PROJECT_FILES if (Path.cwd() / name).is_file()]
 
 
 def _user() -> list[Layer]:

@@ -69,6 +69,8 @@ class Runra:
         self._make_agent = AGENTS.factory(chosen.agent.provider) if chosen.agent is not None else None
         self._make_llm = LLMS.factory(chosen.llm.provider) if chosen.llm is not None else None
         self._pipeline = exporters(self._resolved)
+        if self._pipeline is not None:
+            self._session.redactor = self._pipeline.redactor
         if chosen.log_level is not None:
             logging.getLogger("runra").setLevel(_LEVELS[chosen.log_level])
         self._llm: LLMProvider | None = None
@@ -109,6 +111,8 @@ class Runra:
         wanted = with_defaults(self._resolved.values, merged(config, options, "create_sandbox"))
         require(provider.id, provider.capabilities, needs_of_create(wanted))
         await self._open()
+        secrets = wanted.network.secrets if wanted.network is not None else []
+        self._session.hide(wanted.env, *(secret.value.get_secret_value() for secret in secrets))
         handle = await provider.create(wanted)
         sandbox = Sandbox(self._session, handle)
         self._session.owned[handle.id] = sandbox.terminate
@@ -132,6 +136,7 @@ class Runra:
             if error.code == "SANDBOX_NOT_FOUND":
                 return None
             raise
+        self._session.hide(handle.env)
         if handle.state != "terminated":
             self._session.follow(handle.id, from_start=False)
             await self._session.ready(handle.id)

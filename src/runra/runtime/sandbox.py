@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from runra.contract import ExecutionResult, SandboxState
 from runra.errors import RunraError
-from runra.runtime.capabilities import needs_of_execute, require
+from runra.runtime.capabilities import needs_of_execute, needs_of_network, require
 from runra.runtime.files import SandboxFiles
 from runra.runtime.process import Process, shown, tell_end, telling
 from runra.runtime.session import Session
@@ -21,6 +21,7 @@ from runra.sdk.lifecycle import check_name
 from runra.sdk.types import ExecOptions, checked, merged
 
 if TYPE_CHECKING:
+    from runra.contract import SnapshotInfo
     from runra.contract.network import Network
     from runra.events import Event
     from runra.runtime.capabilities import Ability
@@ -174,6 +175,7 @@ class Sandbox:
                 raise invalid("background", "has no callbacks and no check; use the handle's output() and wait()")
             needs.append(("background", "background"))
         require(self._provider.id, self._provider.capabilities, needs)
+        self._session.hide(wanted.env)
         if chosen.background:
             return await self._start(command, wanted)
         result = await self._run(command, wanted)
@@ -221,9 +223,19 @@ class Sandbox:
         self._session.tell("port.closed", self.id, {"port": port})
 
     async def set_network(self, network: Network) -> None:
-        """Replace the network policy while it runs."""
-        self._require("network_change", "set_network")
-        await self._provider.set_network(self.id, network)
+        """Replace the network policy while it runs, its secrets with it."""
+        needs = [("network_change", "set_network"), *needs_of_network(network)]
+        require(self._provider.id, self._provider.capabilities, needs)
+        self._session.hide({}, *(secret.value.get_secret_value() for secret in network.secrets))
+        async with self._noticing():
+            await self._provider.set_network(self.id, network)
+
+    async def snapshot(self, name: str | None = None) -> SnapshotInfo:
+        """Keep its files as they are now; it goes on as before. Make others by `create_sandbox(image="snapshot:…")`
+        with the name or id. Raises INVALID_STATE when the name is taken."""
+        self._require("snapshots", "snapshot")
+        async with self._noticing():
+            return await self._provider.snapshot(self.id, name)
 
     def _require(self, ability: Ability, option: str) -> None:
         require(self._provider.id, self._provider.capabilities, [(ability, option)])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from runra.errors import RunraError
 from runra.events import Event, EventIds, EventType, now_iso
 from runra.runtime.bus import Bus, Handler, Sink
 from runra.runtime.sandboxes.base import BaseProvider
 from runra.tracing import Run, current_run
+
+if TYPE_CHECKING:
+    from runra.runtime.exporters import Redactor
 
 _log = logging.getLogger("runra.runtime")
 
@@ -33,6 +36,8 @@ class Session:
         self.told = "events" in provider.capabilities
         #: What ends each sandbox that was made here and has not ended, as far as is known.
         self.owned: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        #: What keeps secrets out of the exporters; None without any.
+        self.redactor: Redactor | None = None
         self._ids = EventIds("r")
         self._following: dict[str, _Follower] = {}
         #: Sandboxes that will be followed once somebody listens.
@@ -81,6 +86,13 @@ class Session:
             self.ended(sandbox_id, str(data.get("reason", "error")), int(data.get("totalRuntimeMs", 0)))
         else:
             self.tell(type, sandbox_id, data)
+
+    def hide(self, env: Mapping[str, str], *secrets: str) -> None:
+        """Keep back from the exporters, from now on, what `env` holds under a secret's name, and `secrets`."""
+        if self.redactor is not None:
+            from runra.runtime.exporters.redaction import secret_values  # here: without exporters none is loaded
+
+            self.redactor.add(*secret_values(env), *secrets)
 
     # --- events told by the provider's server --------------------------------------------------------------------
 

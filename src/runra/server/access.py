@@ -153,6 +153,13 @@ class Access:
                 raise _limited(field, value, f"at most {most}")
 
     @staticmethod
+    def require_volume(key: Key, size_mb: int) -> None:
+        """A volume is no larger than the disk of a sandbox this key may make."""
+        most = key.limits.disk_mb if key.limits else None
+        if most is not None and size_mb > most:
+            raise _limited("sizeMb", size_mb, f"at most {most}")
+
+    @staticmethod
     def require_image(key: Key, image: str) -> None:
         """The image is one the key is for, however its name is written."""
         allowed = key.limits.images if key.limits else None

@@ -70,6 +70,7 @@ def real_node(settings: ServerSettings, events: EventLog) -> Node:
         NodeSettings(
             data_dir=settings.data_dir / "node",
             pull_on_create=settings.pull_on_create,
+            max_images_mb=settings.max_images_mb,
             pull_timeout=settings.pull_timeout_s,
             registries=read_registries(settings.registries) if settings.registries else {},
             **{**settings.node, "network": network},

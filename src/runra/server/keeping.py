@@ -11,7 +11,7 @@ from runra.contract.base import Wire
 from runra.errors import RunraError, no_such
 from runra.events import now_iso
 from runra.ids import new_id
-from runra.server.access import Key
+from runra.server.access import Access, Key
 from runra.server.nodeport import Node, Sandbox
 from runra.server.quotas import Quotas
 from runra.server.store import Store
@@ -62,6 +62,7 @@ class Keeping:
     # --- volumes ---
 
     async def make_volume(self, key: Key, wanted: VolumeCreate) -> VolumeInfo:
+        Access.require_volume(key, wanted.size_mb)
         volume_id = new_id("vol")
         async with self._quotas.disk(key.organization_id, wanted.size_mb):
             return await self._make(

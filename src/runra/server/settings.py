@@ -64,6 +64,8 @@ class ServerSettings:
     pull_timeout_s: float = 900.0
     #: Whether a create may pull an image that is not here.
     pull_on_create: bool = True
+    #: MB that images fetched by creates may take in all (None: half of what is there for them).
+    max_images_mb: int | None = None
     #: A JSON file about registries: mirrors, logins, certificates (docs/images.md).
     registries: Path | None = None
     #: How long a stopping server waits for calls in flight.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,11 @@ class CubeService(Service):
         self.unknown_after_resume = 0
         self.octet_refused = False
         self.hidden_404 = False
+        #: How often a policy is refused, and with what status.
+        self.network_fails = 0
+        self.network_status = 503
+        #: Called before a timer is set.
+        self.on_timeout: Callable[[], None] = lambda: None
         self.networks: list[tuple[str, Any]] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -123,11 +129,16 @@ class CubeService(Service):
                     one.asked["resumed"] = True
                 return web.json_response(self._brief(one))
             case "POST", ["timeout"]:
+                self.on_timeout()
                 one.timeout_s = (await request.json())["timeout"]
                 return web.Response(status=204)
             case "PUT", ["network"]:
                 if one.state != "running":
                     return _refuse(409, "not running")
+                if self.network_fails:
+                    self.network_fails -= 1
+                    refusal = {"code": self.network_status, "message": "no"}
+                    return web.json_response(refusal, status=self.network_status, headers={"Retry-After": "0.05"})
                 self.networks.append((one.id, await request.json()))
                 return web.Response(status=204)
         return _refuse(404, "page not found")

@@ -15,6 +15,10 @@ from tests.runtime.fakes.service import Kept, Service
 class E2BService(Service):
     """One E2B. Without `keys` any key will do."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused_before_connect = False
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         inside = request.headers.get("E2b-Sandbox-Id")
         if inside is not None:
@@ -92,6 +96,9 @@ class E2BService(Service):
                 one.state = "paused"
                 return web.Response(status=204)
             case "POST", ["connect"]:
+                if self.paused_before_connect:
+                    await one.envd.box.pause()
+                    one.state = "paused"
                 timeout = (await request.json()).get("timeout", 300)
                 status = 200
                 if one.state == "paused":

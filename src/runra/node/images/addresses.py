@@ -11,22 +11,27 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from runra.errors import RunraError
+from runra.node.network.policy import denied
+from runra.node.network.sockets import is_ours
 
-#: IPv6 forms that carry an IPv4 address: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (RFC 4380).
-_CARRIERS: Final = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+#: Global unicast (RFC 4291), and what of it is none: protocols' own with Teredo (RFC 2928, 4380), documentation
+#: (RFC 3849, 9637), and 6to4 (RFC 3056), which carries an IPv4 address. NAT64 and the like lie outside of it.
+_GLOBAL: Final = ipaddress.IPv6Network("2000::/3")
+_DENIED: Final = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 
 
 def is_public(text: str) -> bool:
+    """Whether anybody could go there: what sandboxes may not reach (their table is used here) is not, nor is any
+    address of this host's own."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif any(address in carrier for carrier in _CARRIERS):
-            return False
-    return address.is_global and not address.is_multicast
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv4Address):
+        return not denied(address) and not is_ours(address)
+    return address in _GLOBAL and not any(address in network for network in _DENIED) and not is_ours(address)
 
 
 def _refused(host: str) -> RunraError:

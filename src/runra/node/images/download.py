@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -13,11 +14,19 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.images.manifest import Descriptor
-from runra.node.images.registry import Registry, TryAgain
+from runra.node.images.registry import Endpoint, Registry, TryAgain
 from runra.node.images.unpack import disk_full
 
 #: Bytes between two looks at what the disk has left.
 _LOOK_EVERY: Final = 32 << 20
+
+
+class _Wrong(Exception):
+    """What came is not the blob."""
+
+    def __init__(self, error: RunraError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Download:
@@ -34,6 +43,8 @@ class Download:
         self._have = 0
         self._looked = -_LOOK_EVERY
         self._hash = hashlib.sha256()
+        #: Whose bytes they are, but for those an earlier server left.
+        self._senders: set[Endpoint] = set()
 
     async def fetch(self, registry: Registry) -> FileIO:
         """The whole blob, open for reading; its digest is right. The caller closes it and removes the file.
@@ -44,20 +55,26 @@ class Download:
         try:
             await asyncio.to_thread(self._take_up, file)
             begun = self._have > 0
+            take = functools.partial(self._take, file)
 
             async def once() -> None:
                 nonlocal begun
-                if self._have < self._blob.size:
-                    await registry.blob(self._blob.digest, self._have, lambda data, at: self._take(file, data, at))
-                if self._have < self._blob.size:
-                    raise TryAgain(self._wrong(f"ended after {self._have} of {self._blob.size} bytes", retryable=True))
-                if f"sha256:{self._hash.hexdigest()}" != self._blob.digest:
+                try:
+                    if self._have < self._blob.size:
+                        await registry.blob(self._blob.digest, self._have, take, self._senders)
+                    if self._have < self._blob.size:
+                        registry.blame(self._senders)
+                        short = f"ended after {self._have} of {self._blob.size} bytes"
+                        raise TryAgain(self._wrong(short, retryable=True))
+                    if f"sha256:{self._hash.hexdigest()}" != self._blob.digest:
+                        raise _Wrong(self._wrong("is not what its digest says"))
+                except _Wrong as wrong:
                     self._restart(file)
-                    error = self._wrong("is not what its digest says")
-                    if not begun:
-                        raise error
-                    begun = False  # what an earlier server left may have been the wrong part
-                    raise TryAgain(error, 0.0)
+                    # What an earlier server left may have been the wrong part, or a mirror lies.
+                    again = registry.blame(self._senders) or begun
+                    begun = False
+                    self._senders.clear()
+                    raise TryAgain(wrong.error, 0.0) if again else wrong.error from None
 
             await registry.retried(once, lambda: self._have)
         except OSError as error:
@@ -87,7 +104,7 @@ class Download:
         if offset != self._have:  # it sends all of it again
             self._restart(file)
         if self._have + len(data) > self._blob.size:
-            raise self._wrong(f"is longer than the {self._blob.size} bytes its manifest says")
+            raise _Wrong(self._wrong(f"is longer than the {self._blob.size} bytes its manifest says"))
         if self._have - self._looked >= _LOOK_EVERY:
             self._looked = self._have
             about = os.fstatvfs(file.fileno())

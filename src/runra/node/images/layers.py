@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
@@ -48,12 +49,15 @@ class Layer(BaseModel):
 class Layers:
     """The layers below `root`. All of it runs on one event loop; `users` are asked what else is in use."""
 
-    def __init__(self, root: Path, launcher: Launcher, unpacker: Unpacker, unpacks: int = 2) -> None:
+    def __init__(self, root: Path, launcher: Launcher, unpacker: Unpacker, unpacks: int = 3) -> None:
         self._home = root / "layers"
         self._scratch = root / "tmp"
         self._launcher = launcher
         self._unpacker = unpacker
         self._unpacks = asyncio.Semaphore(unpacks)
+        #: By organization: one turn always stays for the others.
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._most_turns = unpacks - 1
         self._known: dict[str, Layer] = {}
         self._pins: Counter[str] = Counter()
         self._deleting: set[asyncio.Task[None]] = set()
@@ -111,14 +115,17 @@ class Layers:
         finally:
             self._delete(folder)
 
-    async def unpack(self, blob: FileIO, digest: str, diff_id: str | None, scope: str) -> Layer:
-        """A layer from its blob, whose digest the caller has checked. Raises INVALID_REQUEST for one that is hostile
-        or not what the image's config says."""
-        async with self._unpacks, self.scratch() as scratch:
+    async def unpack(
+        self, blob: FileIO, digest: str, diff_id: str | None, scope: str, asker: str, min_free_mb: int | None = None
+    ) -> Layer:
+        """A layer from its blob, whose digest the caller has checked, in a turn of the organization `asker`. Raises
+        INVALID_REQUEST for one that is hostile or not what the image's config says."""
+        turns = self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns))
+        async with turns, self._unpacks, self.scratch() as scratch:
             fresh = scratch / "layer"
             fresh.mkdir()
             fresh.chmod(0o755)
-            told = await self._unpacker.layer(blob, fresh)
+            told = await self._unpacker.layer(blob, fresh, min_free_mb)
             if diff_id is not None and told.diff_id != diff_id:
                 raise RunraError(
                     "INVALID_REQUEST",

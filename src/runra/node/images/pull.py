@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from runra.contract import Credentials, Reference
 from runra.errors import RunraError
 from runra.events import EventLog, EventType, now_iso
+from runra.node.disk import promised_mb
 from runra.node.images.download import Download
 from runra.node.images.layers import EVERYBODY, Layer, Layers, layer_id
 from runra.node.images.manifest import INDEXES, Config, Descriptor, Index, Manifest, check, choose, parse
@@ -32,10 +33,11 @@ _TELL_EVERY: Final = 0.5
 class Progress:
     """How far an image is, and who wants to hear of it."""
 
-    def __init__(self, reference: Reference, events: EventLog) -> None:
+    def __init__(self, reference: Reference, events: EventLog, asker: str) -> None:
         self.reference = reference
-        #: Organizations that asked for it.
-        self.organizations: set[str] = set()
+        #: Who asked first; all organizations that asked for it.
+        self.asker = asker
+        self.organizations = {asker}
         self.total_bytes = 0
         self.layers = 0
         self.layers_done = 0
@@ -116,10 +118,11 @@ class Puller:
                 unknown: list[str | None] = [None] * len(manifest.layers)
                 diff_ids = list(config.root_fs.diff_ids) or unknown
                 at_once = asyncio.Semaphore(_AT_ONCE)
+                free = self.leaves(private=wanted.private)
 
                 async def one(blob: Descriptor, diff_id: str | None) -> Layer:
                     async with at_once:
-                        layer = await self._layer(registry, blob, diff_id, wanted.scope, progress, held)
+                        layer = await self._layer(registry, blob, diff_id, wanted.scope, progress, held, free)
                     progress.layers_done += 1
                     return layer
 
@@ -139,6 +142,7 @@ class Puller:
                         layers=[layer.id for layer in layers],
                         size=size,
                         source="registry",
+                        by_create=not wanted.private,
                         added_at=now_iso(),
                     )
                 )
@@ -146,6 +150,10 @@ class Puller:
             telling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await telling
+
+    def leaves(self, *, private: bool) -> int:
+        """MB that a pull leaves free. An administrator's own may take what the sandboxes' disk was to have."""
+        return self._settings.min_free_mb + (0 if private else promised_mb(self._settings.sandboxes_dir))
 
     async def _manifest(self, registry: Registry, reference: Reference, what: str) -> tuple[str, Manifest]:
         """The manifest for this machine, and the digest the reference stands for."""
@@ -167,6 +175,7 @@ class Puller:
         scope: str,
         progress: Progress,
         held: AsyncExitStack,
+        free: int,
     ) -> Layer:
         lock = self._busy.setdefault((scope, blob.digest), asyncio.Lock())
         async with lock:
@@ -176,21 +185,30 @@ class Puller:
                 progress.have(blob.digest, blob.size)
                 return layer
             part = self._part(blob, scope)
-            download = Download(part, blob, self._settings.min_free_mb, lambda count: progress.have(blob.digest, count))
+            download = Download(part, blob, free, lambda count: progress.have(blob.digest, count))
             file = await download.fetch(registry)
             try:
-                return await self.have(file, blob.digest, diff_id, scope)
+                return await self.have(file, blob.digest, diff_id, scope, progress.asker, free)
             finally:
                 file.close()
                 part.unlink(missing_ok=True)
 
-    async def have(self, file: FileIO, digest: str, diff_id: str | None, scope: str) -> Layer:
-        """The layer of a blob that has come whole for `scope`. The caller has pinned it."""
+    async def have(
+        self,
+        file: FileIO,
+        digest: str,
+        diff_id: str | None,
+        scope: str,
+        asker: str = EVERYBODY,
+        free: int | None = None,
+    ) -> Layer:
+        """The layer of a blob that has come whole for `scope`; `asker` is the organization whose turn its unpacking
+        takes, `free` the MB that it leaves. The caller has pinned it."""
         lock = self._busy.setdefault(("unpack", digest), asyncio.Lock())
         async with lock:
             layer = self._layers.find(digest)
             if layer is None:
-                return await self._layers.unpack(file, digest, diff_id, scope)
+                return await self._layers.unpack(file, digest, diff_id, scope, asker, free)
             self._layers.note(layer, scope)
             return layer
 

@@ -33,6 +33,8 @@ class Image(BaseModel):
     bytes: int
     source: ImageSource
     step: bool = False
+    #: Whether a create fetched it, and no administrator has since: then it may go when room is needed.
+    by_create: bool = False
     created_at: str | None = None
     added_at: str
 
@@ -73,6 +75,7 @@ def image_of(
     size: int,
     source: ImageSource,
     added_at: str,
+    by_create: bool = False,
 ) -> Image:
     """The record of an image whose layers are here."""
     run = config.run
@@ -90,6 +93,7 @@ def image_of(
         layers=layers,
         bytes=size,
         source=source,
+        by_create=by_create,
         created_at=config.created,
         added_at=added_at,
     )

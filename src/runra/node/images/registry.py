@@ -120,22 +120,37 @@ class Registry:
         data, _ = await self._small(f"blobs/{descriptor.digest}", descriptor.size, {}, descriptor.digest)
         return data
 
-    async def blob(self, digest: str, start: int, sink: Callable[[bytes, int], None]) -> None:
+    async def blob(
+        self, digest: str, start: int, sink: Callable[[bytes, int], None], senders: set[Endpoint] | None = None
+    ) -> None:
         """Hand on a blob's bytes from `start`, in order, as `sink(bytes, offset)` in a thread. A registry that does
-        not know ranges sends all of it again: then offsets begin at 0. Raises what `sink` raises."""
+        not know ranges sends all of it again: then offsets begin at 0. Raises what `sink` raises. Who sends is added
+        to `senders`."""
         headers = {"Range": f"bytes={start}-"} if start else {}
-        async with self._get(f"blobs/{digest}", headers) as response:
+        async with self._get(f"blobs/{digest}", headers) as (endpoint, response):
+            if senders is not None:
+                senders.add(endpoint)
             offset = start
             if response.status == 200:
                 offset = 0
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                self.blame({endpoint})
                 raise TryAgain(self._strange(response, "sent another range than was asked for"))
             try:
                 async for part in response.content.iter_chunked(_CHUNK):
                     await asyncio.to_thread(sink, part, offset)
                     offset += len(part)
             except (aiohttp.ClientError, TimeoutError) as error:
+                self.blame({endpoint})
                 raise TryAgain(self._lost(response.url.host or "", error)) from None
+
+    def blame(self, senders: set[Endpoint]) -> bool:
+        """Ask those who sent something wrong no more in this pull. False when there is nobody else to be asked."""
+        left = [endpoint for endpoint in self._endpoints if endpoint not in senders]
+        if not left and len(senders) > 1:
+            left = self._endpoints[-1:]  # parts of several: what the registry itself sends alone may be right
+        self._endpoints = left or self._endpoints
+        return bool(left)
 
     async def retried(self, work: Callable[[], Awaitable[Done]], progress: Callable[[], int] = lambda: 0) -> Done:
         """Do it again, with growing waits, as long as that can help: at most five times without any progress."""
@@ -157,22 +172,25 @@ class Registry:
 
     async def _small(self, path: str, most: int, headers: dict[str, str], expected: str | None) -> tuple[bytes, str]:
         async def once() -> tuple[bytes, str]:
-            async with self._get(path, headers) as response:
+            async with self._get(path, headers) as (endpoint, response):
                 try:
                     data = await _read(response, most)
                 except (aiohttp.ClientError, TimeoutError) as error:
+                    self.blame({endpoint})
                     raise TryAgain(self._lost(response.url.host or "", error)) from None
                 if data is None:
-                    raise self._strange(response, f"sent more than {most} bytes")
+                    long = self._strange(response, f"sent more than {most} bytes")
+                    raise TryAgain(long, 0.0) if self.blame({endpoint}) else long
                 if expected is not None and digest_of(data) != expected:
+                    self.blame({endpoint})
                     raise TryAgain(self._strange(response, f"sent other content than {expected}"))
                 return data, response.headers.get("Content-Type", "").partition(";")[0].strip()
 
         return await self.retried(once)
 
     @asynccontextmanager
-    async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The first good answer of the mirrors and the registry, in their order."""
+    async def _get(self, path: str, headers: dict[str, str]) -> AsyncIterator[tuple[Endpoint, aiohttp.ClientResponse]]:
+        """The first good answer of the mirrors and the registry, in their order, and whose it is."""
         failure: RunraError | TryAgain | None = None
         for endpoint in self._endpoints:
             try:
@@ -181,7 +199,7 @@ class Registry:
                 failure = error
                 continue
             try:
-                yield response
+                yield endpoint, response
             finally:
                 response.close()
             return

@@ -31,8 +31,11 @@ from runra.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-#: Pulls under way at once; who comes then is told to come back.
+#: Pulls under way at once, and those that one organization's creates began; who comes then is told to come back.
 _MOST_PULLS: Final = 16
+_MOST_OF_ONE: Final = 4
+#: Seconds in which an image that was asked for is not made to go.
+_FRESH = 60.0
 #: Seconds after which what is left of a broken pull goes, when something is pruned or the server starts.
 _PART_AGE: Final = 24 * 3600.0
 
@@ -165,8 +168,14 @@ class Images:
             raise RunraError(
                 "RESOURCE_EXHAUSTED", f"{_MOST_PULLS} images are being pulled already; try again when one is here"
             )
-        progress = Progress(wanted.reference, self.events)
-        progress.organizations.add(organization_id)
+        mine = sum(1 for _, progress in self._pulls.values() if progress.asker == organization_id)
+        if not wanted.private and mine >= _MOST_OF_ONE:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"{mine} images are being pulled for your organization already; try again when one is here",
+                details={"limit": _MOST_OF_ONE},
+            )
+        progress = Progress(wanted.reference, self.events, organization_id)
         task = asyncio.create_task(self._pull(wanted, progress), name=f"pull {wanted.reference.short}")
         # A failure nobody waits for is told by its event.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -250,6 +259,8 @@ class Images:
         await self.layers.flush()
         write_whole(self._records / image.file, image.model_dump_json())
         self._known[image.scope, image.reference] = image
+        if image.by_create:
+            self._evict(image)
         self.collect()
 
     # --- deleting ---
@@ -270,6 +281,29 @@ class Images:
         del self._known[image.scope, image.reference]
         (self._records / image.file).unlink(missing_ok=True)
 
+    def _evict(self, fresh: Image) -> None:
+        """Images of creates go, those unused for longest first, until with `fresh` they take what they may."""
+        fetched = {image.file: image for image in self._known.values() if image.by_create}
+        used = {name: _age(self._records / name) for name in fetched}
+        busy = self._busy()
+        about, most = os.statvfs(self._records), self.settings.max_images_mb
+        room = about.f_bavail * about.f_frsize - (self.puller.leaves(private=False) << 20)
+        budget = (self._taken(fetched.values()) + max(0, room)) // 2 if most is None else most << 20
+        for name in sorted(fetched, key=used.__getitem__, reverse=True):
+            # Whoever has just fetched or found one has yet to take it.
+            if self._taken(fetched.values()) <= budget or used[name] < _FRESH:
+                return
+            if name != fresh.file and not set(fetched[name].layers) <= busy:  # else it would free nothing
+                log.info("image %s makes room for others", fetched[name].reference)
+                self._forget(fetched.pop(name))
+
+    def _taken(self, images: Iterable[Image]) -> int:
+        layers = {layer for image in images for layer in image.layers}
+        return sum(found.bytes for layer in layers if (found := self.layers.get(layer)) is not None)
+
+    def _busy(self) -> set[str]:
+        return {path.name for user in self.layers.users for path in user()}
+
     def collect(self) -> int:
         """Delete layers that no image, no sandbox and nobody else names."""
         return self.layers.collect(layer for image in self._known.values() for layer in image.layers)
@@ -281,7 +315,7 @@ class Images:
 
     async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
         """Forget images that no sandbox uses and none has used for so long; what is left of broken pulls goes too."""
-        busy = {path.name for user in self.layers.users for path in user()}
+        busy = self._busy()
         gone = []
         for (scope, _), image in list(self._known.items()):
             if scope not in (organization_id, EVERYBODY) or busy & set(image.layers):
@@ -305,6 +339,13 @@ class Images:
 
 def _files(folder: Path) -> Iterable[Path]:
     return list(folder.iterdir()) if folder.exists() else []
+
+
+def _age(path: Path) -> float:
+    """Seconds since an image was last used."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
 
 
 def no_image(reference: Reference) -> RunraError:

@@ -85,12 +85,12 @@ class Unpacker:
         self._settings = settings
         self._take_ids = take_ids
 
-    async def layer(self, archive: FileIO, target: Path) -> Unpacked:
+    async def layer(self, archive: FileIO, target: Path, min_free_mb: int | None = None) -> Unpacked:
         """Unpack one layer into the empty folder `target`, in the form overlays read.
 
         Raises INVALID_REQUEST for a layer that is refused, RESOURCE_EXHAUSTED when the disk is full.
         """
-        told = await self._run(archive, target, "layer")
+        told = await self._run(archive, target, "layer", min_free_mb)
         try:
             return Unpacked(diff_id=told["diffId"], **{name: told[name] for name in told if name != "diffId"})
         except (KeyError, TypeError, ValueError):
@@ -119,16 +119,17 @@ class Unpacker:
             raise disk_full(self._settings.min_free_mb)
         raise RunraError("INTERNAL_ERROR", f"the files could not be copied: {text[-2000:] or status}")
 
-    async def _run(self, archive: FileIO, target: Path, mode: str) -> dict[str, Any]:
+    async def _run(self, archive: FileIO, target: Path, mode: str, min_free_mb: int | None = None) -> dict[str, Any]:
         archive.seek(0)
         settings = self._settings
+        free_mb = settings.min_free_mb if min_free_mb is None else min_free_mb
         packages = [str(path.parent) for path in _packages()]
         start = f"import runpy, sys; sys.path += {packages!r}; runpy.run_path({str(_PROGRAM)!r}, run_name='__main__')"
-        bounds = [settings.max_image_mb << 20, settings.max_image_entries, settings.min_free_mb << 20]
+        bounds = [settings.max_image_mb << 20, settings.max_image_entries, free_mb << 20]
         owns = "own" if os.geteuid() == 0 else "one"
         program = [str(_python()), "-I", "-S", "-c", start, "/target", mode, owns, *map(str, bounds)]
         said, status, complained = await self._behind_wall(archive, target, program)
-        return self._answer(said, status, complained, target)
+        return self._answer(said, status, complained, target, free_mb)
 
     async def _behind_wall(
         self, stdin: FileIO, target: Path, program: list[str], source: Path | None = None
@@ -173,7 +174,7 @@ class Unpacker:
                             os.close(fd)
         return said, status, complained.decode(errors="replace").strip()
 
-    def _answer(self, said: bytes, status: int, complained: str, target: Path) -> dict[str, Any]:
+    def _answer(self, said: bytes, status: int, complained: str, target: Path, free_mb: int) -> dict[str, Any]:
         try:
             told = json.loads(said)
         except ValueError:
@@ -191,7 +192,7 @@ class Unpacker:
                 )
             raise RunraError("INTERNAL_ERROR", f"unpacking did not start: {complained[-2000:] or status}")
         if told.get("full") is True:
-            raise disk_full(self._settings.min_free_mb)
+            raise disk_full(free_mb)
         if "refused" in told:
             raise RunraError("INVALID_REQUEST", f"the layer was refused: {str(told['refused'])[:500]}")
         return told
@@ -248,8 +249,8 @@ def _too_much(read: asyncio.Task[bytes]) -> bool:
 def disk_full(min_free_mb: int) -> RunraError:
     return RunraError(
         "RESOURCE_EXHAUSTED",
-        f"the server's disk is full (it keeps {min_free_mb} MB free); remove images with `runra image prune` or "
-        "`runra image rm`, or make room, and try again",
+        f"the server's disk is full (it keeps {min_free_mb} MB free, for sandboxes too); remove images with "
+        "`runra image prune` or `runra image rm`, or make room, and try again",
     )
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import lzma
 import os
+import resource
 import shutil
 import stat
 import sys
@@ -32,6 +33,9 @@ _OPAQUE_ATTRIBUTE = "user.overlay.opaque"
 _XATTR = "SCHILY.xattr."
 #: Ids a sandbox has; others become nobody's.
 _IDS, _NOBODY = 65_536, 65_534
+#: Bytes of memory. Where there is no cgroup (a server without root) nothing else bounds it; a zstd window may be 128 MB
+#: (RFC 8878 asks for 8), and a tar's headers are read whole.
+_MEMORY = 1 << 30
 #: How many bytes may be written between two looks at what the disk has left.
 _LOOK_EVERY = 64 << 20
 
@@ -321,7 +325,17 @@ def _pieces(data: Bounded, size: int) -> Iterator[bytes]:
 
 def entries(data: Bounded) -> Iterator[tarfile.TarInfo]:
     with tarfile.TarFile(fileobj=cast(Any, data), tarinfo=Entry, encoding="utf-8", errors="surrogateescape") as archive:
-        while (entry := archive.next()) is not None:
+        while True:
+            try:
+                entry = archive.next()
+            except tarfile.ReadError:
+                # Some tools (umoci 0.4) leave the last file's padding away, and everybody reads that. Whether all of
+                # the file is there is seen where it is written.
+                if not 0 < cast(Any, archive).offset - data.tell() < tarfile.BLOCKSIZE:
+                    raise
+                return
+            if entry is None:
+                return
             cast(Any, archive).members = []  # tarfile would keep all of them
             yield entry
 
@@ -355,8 +369,11 @@ def main(target: str, mode: str, own: str, most_bytes: str, most_entries: str, r
 
 
 def _run() -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     try:
         return main(*sys.argv[1:])
+    except MemoryError:
+        why = "it needs more memory than any honest layer does"  # told below, when what was read is let go
     except Refused as error:
         return {"refused": str(error)}
     except OSError as error:
@@ -365,6 +382,7 @@ def _run() -> dict[str, Any]:
         return {"refused": f"{error.strerror or error}: {str(error.filename or '')[:200]!r}"}
     except Exception as error:  # noqa: BLE001 - whatever a hostile layer provokes in a parser ends this one unpacking
         return {"refused": f"it cannot be read: {type(error).__name__}: {str(error)[:300]}"}
+    return {"refused": why}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 #: Most that waits in this process for a slow reader, each way of each connection.
@@ -26,16 +26,17 @@ def original_target(link: socket.socket) -> tuple[IPv4Address, int]:
     return IPv4Address(address), port
 
 
-def is_ours(address: IPv4Address) -> bool:
+def is_ours(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address belongs to this host: its services are not for sandboxes, whatever the address looks like."""
     if address.is_loopback:
         return True
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))  # sends nothing; the kernel speaks to itself from the address it speaks to
-        except OSError:
-            return False  # no route leads there: neither will a connection
-        return bool(probe.getsockname()[0] == str(address))
+            return bool(probe.getsockname()[0] == str(address))
+    except OSError:
+        return False  # no route leads there: neither will a connection
 
 
 def tune(link: socket.socket) -> None:

@@ -32,6 +32,8 @@ _MIGRATIONS: Final = (
 )
 #: Server errors that pass: connection (08), resources (53), operator's doing (57), system (58), and lost races (40).
 _PASSING: Final = ("08", "53", "57", "58", "40")
+#: What the driver raises. The last two also stand for a connection that ended in the middle of a call.
+_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class PostgresConfig(Delivery):
@@ -78,8 +80,8 @@ class PostgresExporter:
 
     async def export(self, events: Sequence[Event]) -> None:
         rows = [_row(event) for event in events]
+        connection = await self._connected()
         try:
-            connection = await self._connected()
             async with connection.transaction():
                 if self._partitioned:
                     await self._partition(connection, {row[1].date() for row in rows})
@@ -89,7 +91,9 @@ class PostgresExporter:
                     f"SELECT {', '.join(_COLUMNS)} FROM runra_incoming ON CONFLICT DO NOTHING"
                 )
                 await connection.execute("TRUNCATE runra_incoming")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _ERRORS as error:
+            if isinstance(error, asyncpg.InternalClientError):  # whatever state it is in, it is of no more use
+                connection.terminate()
             raise _failure(error) from error
 
     async def close(self) -> None:
@@ -97,7 +101,7 @@ class PostgresExporter:
         if connection is not None:
             try:
                 await connection.close(timeout=2)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.CancelledError):
+            except (OSError, TimeoutError, *_ERRORS, asyncio.CancelledError):
                 connection.terminate()
                 raise
 
@@ -108,7 +112,7 @@ class PostgresExporter:
         url = self._config.url.get_secret_value() if self._config.url else None
         try:
             connection = await asyncpg.connect(url, timeout=10, server_settings={"application_name": "runra"})
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except (*_ERRORS, ValueError) as error:
             raise _failure(error) from error
         try:
             # jsonb: a version byte and the text, as the type's own binary form has it.
@@ -123,7 +127,7 @@ class PostgresExporter:
             await connection.execute(f"CREATE TEMPORARY TABLE runra_incoming (LIKE {self._table})")
         except BaseException as error:
             connection.terminate()
-            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+            if isinstance(error, _ERRORS):
                 raise _failure(error) from error
             raise
         self._days.clear()
@@ -198,7 +202,7 @@ def _failure(error: Exception) -> RunraError:
     """The server's own words, without the connection string; whether it passes, by the error's class."""
     state = getattr(error, "sqlstate", None) or ""
     passing = state.startswith(_PASSING) or (
-        isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)  # a URL that is none
+        isinstance(error, _ERRORS[1:]) and not isinstance(error, ValueError)  # a URL that is none
     )
     text = str(error).partition("\n")[0][:300] if isinstance(error, asyncpg.PostgresError) else type(error).__name__
     return RunraError(

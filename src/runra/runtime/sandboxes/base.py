@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from runra.contract import ExecutionResult, FileEntry
+from runra.contract import ExecutionResult, FileEntry, SnapshotInfo
 from runra.contract.network import Network
 from runra.errors import RunraError
 from runra.events import Event, EventType
@@ -96,6 +96,10 @@ class BaseProvider(ABC):
     async def set_network(self, id: str, network: Network) -> None:
         """Replace the network policy (`network_change`)."""
         self._lacks("network_change")
+
+    async def snapshot(self, id: str, name: str | None = None) -> SnapshotInfo:
+        """Keep its files as they are now (`snapshots`)."""
+        raise self._lacking("snapshots")
 
     def events(self, id: str, *, from_start: bool, connected: Callable[[], None]) -> AsyncIterator[Event]:
         """What happens in a sandbox, from its creation or from now on, until it is terminated (`events`). `connected`

@@ -119,10 +119,10 @@ class CubeSandboxProvider(TimedProvider):
                 "trafficToken": told.get("trafficAccessToken"),
                 "createdAt": now_iso(),
             }
-            # Its own timer counts idle time only; ours counts what the contract promises.
-            await self._client.control("POST", f"/sandboxes/{id}/timeout", {"timeout": -1}, id=id, again=True)
+            # Noted first: what outlives a crash of this process must be found, and ended, by the next one.
             life = Life(id, config.timeout_ms, config.idle_timeout_ms, config.auto_resume, note=note)
             self._lifetimes.add(life)
+            await self._no_timer(id)
             await self._reachable(life)
             if own_workdir != _HOME:
                 await self.make_dir(id, own_workdir, recursive=True)
@@ -171,15 +171,8 @@ class CubeSandboxProvider(TimedProvider):
     async def _told(self, id: str) -> dict[str, Any]:
         if not isinstance(id, str) or not id or len(id) > 128 or not set(id) <= _ID:
             raise not_found(str(id)[:80])
-        while True:
-            try:
-                told = await self._client.control("GET", f"/sandboxes/{id}", id=id)
-                return told if isinstance(told, dict) else {}
-            except RunraError as error:
-                fresh = time.monotonic() - self._resumed.get(id, -_FRESH_S) < _FRESH_S
-                if error.code != "SANDBOX_NOT_FOUND" or not fresh:
-                    raise
-            await asyncio.sleep(_POLL_S)
+        told = await self._ask(id, "GET", f"/sandboxes/{id}")
+        return told if isinstance(told, dict) else {}
 
     async def list(self, options: ListOptions | None = None) -> list[SandboxHandle]:
         chosen = options or ListOptions()
@@ -240,7 +233,6 @@ class CubeSandboxProvider(TimedProvider):
             await asyncio.sleep(_POLL_S)
 
     async def _thaw(self, id: str) -> None:
-        life = self._lifetimes.get(id)
         for attempt in range(5):
             try:
                 await self._client.control("POST", f"/sandboxes/{id}/connect", {}, id=id, again=True)
@@ -251,12 +243,28 @@ class CubeSandboxProvider(TimedProvider):
                     raise
                 await asyncio.sleep(0.2 * 2**attempt)
         self._resumed[id] = time.monotonic()
-        await self._client.control("POST", f"/sandboxes/{id}/timeout", {"timeout": -1}, id=id, again=True)
-        if life is not None:
-            await self._reachable(life)
-            policy = life.note.get("network")
-            if isinstance(policy, dict):  # it does not keep the policy over a pause
-                await self._put_network(id, Network.model_validate(policy))
+
+    async def _thawed(self, life: Life) -> None:
+        policy = life.note.get("network")
+        if isinstance(policy, dict):  # it does not keep the policy over a pause; what was frozen runs already
+            await self._put_network(life.id, Network.model_validate(policy))
+        await self._no_timer(life.id)
+        await self._reachable(life)
+
+    async def _no_timer(self, id: str) -> None:
+        """Its own timer counts idle time only; ours counts what the contract promises."""
+        await self._ask(id, "POST", f"/sandboxes/{id}/timeout", {"timeout": -1}, again=True)
+
+    async def _ask(self, id: str, method: str, path: str, body: Any = None, *, again: bool = False) -> Any:
+        """A call about a sandbox, which the API may not know just after a resume."""
+        while True:
+            try:
+                return await self._client.control(method, path, body, id=id, again=again)
+            except RunraError as error:
+                fresh = time.monotonic() - self._resumed.get(id, -_FRESH_S) < _FRESH_S
+                if error.code != "SANDBOX_NOT_FOUND" or not fresh:
+                    raise
+            await asyncio.sleep(_POLL_S)
 
     async def _is_paused(self, id: str) -> bool:
         return (await self._told(id)).get("state") in ("paused", "pausing")
@@ -433,7 +441,7 @@ class CubeSandboxProvider(TimedProvider):
 
     async def _put_network(self, id: str, network: Network) -> None:
         policy = _network(network.egress) if network.egress is not None else {}
-        await self._client.control("PUT", f"/sandboxes/{id}/network", policy.get("network", {}), id=id)
+        await self._ask(id, "PUT", f"/sandboxes/{id}/network", policy.get("network", {}), again=True)
 
     async def dispose(self) -> None:
         await self._unwatch()

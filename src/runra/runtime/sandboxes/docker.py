@@ -19,7 +19,7 @@ from runra.ids import SANDBOX_ID, new_id
 from runra.runtime.capabilities import Capabilities
 from runra.runtime.sandboxes import shell
 from runra.runtime.sandboxes.docker_exec import DockerExec, mapped
-from runra.runtime.sandboxes.docker_shape import LABEL, DockerConfig, asked, container, epoch, handle, name_of
+from runra.runtime.sandboxes.docker_shape import LABEL, DockerConfig, asked, container, epoch, handle, is_ours, name_of
 from runra.runtime.sandboxes.ledger import Ledger, state_dir
 from runra.runtime.sandboxes.lifetimes import Life
 from runra.runtime.sandboxes.running import Attached, finish
@@ -183,7 +183,10 @@ class DockerProvider(TimedProvider):
                 try:
                     async with self._call("looking at a container"):
                         shown: dict[str, Any] = await container.show()
-                        return shown
+                        if is_ours(shown):
+                            return shown
+                        _log.warning("the container %s has Runra's labels, and is not Runra's", shown.get("Name"))
+                        return None
                 except RunraError as error:
                     if error.code == "SANDBOX_NOT_FOUND":  # it ended meanwhile
                         return None
@@ -288,7 +291,7 @@ class DockerProvider(TimedProvider):
             raise not_found(str(id)[:80])
         async with self._call("looking at a container", id=id):
             shown: dict[str, Any] = await self._docker.containers.container(name_of(id)).show()
-        if (shown["Config"].get("Labels") or {}).get(LABEL) != self._config.namespace:
+        if (shown["Config"].get("Labels") or {}).get(LABEL) != self._config.namespace or not is_ours(shown):
             raise not_found(id)
         return shown
 

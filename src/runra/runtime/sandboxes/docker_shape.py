@@ -12,6 +12,7 @@ from pydantic import Field
 
 from runra.contract import Request
 from runra.errors import RunraError
+from runra.ids import SANDBOX_ID
 from runra.runtime.types import SandboxHandle
 from runra.sdk.types import SandboxConfig
 
@@ -142,6 +143,19 @@ def asked(labels: Mapping[str, str]) -> SandboxConfig:
         raise RunraError(
             "INTERNAL_ERROR", f"the container of {labels.get(f'{LABEL}.id')!r} carries labels Runra did not write"
         ) from None
+
+
+def is_ours(shown: Mapping[str, Any]) -> bool:
+    """Whether Runra made this container. An image may carry our labels, and hands them to every container of it."""
+    labels = shown["Config"].get("Labels") or {}
+    id = labels.get(f"{LABEL}.id", "")
+    if not SANDBOX_ID.fullmatch(id) or shown.get("Name", "").lstrip("/") != name_of(id):
+        return False
+    try:
+        asked(labels)
+    except RunraError:
+        return False
+    return True
 
 
 def _iso(time: str | None) -> str | None:

@@ -273,8 +273,9 @@ class E2BProvider(BaseProvider):
             info = await AsyncSandbox.get_info(id, **self._options)
             if info.state is SandboxState.PAUSED:
                 raise _paused(id)  # connecting would resume it
-            # One second: E2B only ever lengthens the time of one that runs.
-            known = self._met[id] = await AsyncSandbox.connect(id, timeout=1, **self._options)
+            # What it has left: that lengthens nothing, and one that was paused meanwhile, which this resumes, lives on.
+            left = int((info.end_at - datetime.now(UTC)).total_seconds())
+            known = self._met[id] = await AsyncSandbox.connect(id, timeout=max(1, left), **self._options)
             if workdir := info.metadata.get(f"{_NOTE}workdir"):
                 self._workdirs[id] = workdir
         return known

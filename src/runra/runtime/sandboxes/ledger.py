@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runra.errors import RunraError
+from runra.runtime.sandboxes.inuse import InUse
 
 _log = logging.getLogger("runra.runtime")
 
@@ -31,6 +32,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.in_use = InUse(folder)
 
     def open(self) -> None:
         """Make the folder. Raises INVALID_CONFIG when that cannot be."""
@@ -63,6 +65,7 @@ class Ledger:
 
     def remove(self, id: str) -> None:
         self._path(id).unlink(missing_ok=True)
+        self.in_use.remove(id)
 
     def ids(self) -> list[str]:
         """The sandboxes there are notes of."""

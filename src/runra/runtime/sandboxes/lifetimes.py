@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from runra.errors import RunraError
+from runra.ids import new_id
 from runra.runtime.sandboxes.ledger import Ledger
 
 _log = logging.getLogger("runra.runtime")
 
 #: A transition that failed is tried again after this many seconds.
 _AGAIN_S: Final = 5.0
+#: How often it is looked at what other processes have noted.
+_LOOK_S: Final = 30.0
+#: How long another process may take to pause one that was idle.
+_PAUSING_S: Final = 120.0
+#: What this module adds to a note.
+_OURS: Final = ("ranMs", "since", "paused", "writer")
 
 
 @dataclass
@@ -80,6 +87,8 @@ class Lifetimes:
         self._end = end
         self._idle = idle
         self._lives: dict[str, Life] = {}
+        #: Marks the notes of this process: those of another are news.
+        self._writer = new_id("w")
 
     def get(self, id: str) -> Life | None:
         return self._lives.get(id)
@@ -98,7 +107,7 @@ class Lifetimes:
             since = float(note.get("since", running_since))
         except (TypeError, ValueError):
             since = running_since
-        life.note = {name: value for name, value in note.items() if name not in ("ranMs", "since")}
+        life.note = {name: value for name, value in note.items() if name not in _OURS}
         life.since = time.monotonic() - max(0.0, time.time() - since)
         idle, life.idle_timeout_ms = life.idle_timeout_ms, None
         life.note["idle"] = idle
@@ -107,7 +116,20 @@ class Lifetimes:
     def note(self, life: Life) -> None:
         """Write its times down."""
         since = time.time() - (time.monotonic() - life.since)
-        self._ledger.save(life.id, {**life.note, "ranMs": life.ran_ms, "since": since})
+        times = {"ranMs": life.ran_ms, "since": since, "paused": life.paused, "writer": self._writer}
+        self._ledger.save(life.id, {**life.note, **times})
+
+    def sync(self, life: Life) -> None:
+        """Take over what another process has noted of its times since: it paused it, or resumed it."""
+        note = self._ledger.load(life.id) or {}
+        if note.get("writer") in (None, self._writer):
+            return
+        try:
+            ran_ms, since = float(note["ranMs"]), float(note["since"])
+        except (KeyError, TypeError, ValueError):
+            return
+        life.ran_ms, life.paused = ran_ms, note.get("paused") is True
+        life.since = time.monotonic() - max(0.0, time.time() - since)
 
     def remove(self, id: str) -> Life | None:
         """Forget a sandbox that has ended."""
@@ -137,9 +159,40 @@ class Lifetimes:
         life.users += 1
         life.touch()
 
+    async def shared(self, life: Life) -> None:
+        """Tell other processes that it is in use, once none of them is about to pause it; and hear what they did."""
+        deadline = time.monotonic() + _PAUSING_S
+        while not self._ledger.in_use.hold(life.id):
+            if time.monotonic() > deadline:
+                raise RunraError(
+                    "INVALID_STATE",
+                    f"sandbox {life.id}: another process has been pausing it for {_PAUSING_S:g} s; look at that one",
+                    details={"sandboxId": life.id},
+                )
+            await asyncio.sleep(0.05)
+        self.sync(life)
+
     def release(self, life: Life) -> None:
         life.users -= 1
         life.touch()
+        if not life.users:
+            self._ledger.in_use.release(life.id)
+
+    @asynccontextmanager
+    async def unused(self, life: Life) -> AsyncIterator[bool]:
+        """Whether no process uses it, or has within its idle time; none begins to inside."""
+        in_use = self._ledger.in_use
+        lock = in_use.alone(life.id)
+        if lock is None:  # another one works in it
+            life.touch()
+            yield False
+            return
+        try:
+            ago = max(0.0, time.time() - in_use.last_used(life.id))
+            life.last_used = max(life.last_used, time.monotonic() - ago)
+            yield life.idle_left() == 0
+        finally:
+            in_use.let_go(lock)
 
     async def close(self) -> None:
         """Stop watching. The sandboxes stay as they are."""
@@ -149,6 +202,7 @@ class Lifetimes:
         if watchers:
             await asyncio.wait(watchers, timeout=10.0)
         self._lives.clear()
+        self._ledger.in_use.close()
 
     async def _watch(self, life: Life) -> None:
         while True:
@@ -156,10 +210,11 @@ class Lifetimes:
             waits = [left for left in (life.lifetime_left(), life.idle_left()) if left is not None]
             if not waits or min(waits) > 0:
                 try:
-                    async with asyncio.timeout(min(waits) if waits else None):
+                    # Not for ever: another process may pause, resume or end it.
+                    async with asyncio.timeout(min([*waits, _LOOK_S])):
                         await life.changed.wait()
                 except TimeoutError:
-                    pass
+                    self.sync(life)
                 continue
             try:
                 if life.lifetime_left() == 0:

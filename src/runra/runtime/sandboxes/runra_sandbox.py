@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from runra.contract import ExecutionResult
+from runra.contract import ExecutionResult, SnapshotInfo
+from runra.contract.network import Network
 from runra.errors import RunraError
 from runra.events import Event
 from runra.ids import new_id
@@ -55,8 +56,12 @@ class RunraSandboxProvider(BaseProvider):
         "disk_limit",
         "network_deny",
         "network_allow_list",
+        "network_change",
+        "secrets",
+        "volumes",
         "metadata",
         "metadata_filter",
+        "snapshots",
         "isolation",
         "events",
         network_allow_list="where the server can hold it; one that cannot refuses the create",
@@ -141,6 +146,14 @@ class RunraSandboxProvider(BaseProvider):
 
     async def close_port(self, id: str, port: int) -> None:
         await (await self._at(id)).close_port(port)
+
+    # --- network and snapshots -----------------------------------------------------------------------------------
+
+    async def set_network(self, id: str, network: Network) -> None:
+        await (await self._at(id)).update_network(network)
+
+    async def snapshot(self, id: str, name: str | None = None) -> SnapshotInfo:
+        return await (await self._at(id)).snapshot(name)
 
     # --- files: the server does them inside the sandbox, binary safe and of any size --------------------------------
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from runra.errors import RunraError
 from runra.runtime.sandboxes.base import BaseProvider
 from runra.runtime.sandboxes.ledger import Ledger
 from runra.runtime.sandboxes.lifetimes import Life, Lifetimes
 from runra.runtime.sandboxes.running import Attached, Running
+from runra.runtime.tasks import to_end
 from runra.runtime.types import ExecuteOptions
+
+_log = logging.getLogger("runra.runtime")
+
+#: What resuming may take at most, in seconds: a busy back end is asked again for a minute.
+_WAKE_S: Final = 180.0
 
 
 class TimedProvider(BaseProvider):
@@ -29,6 +37,9 @@ class TimedProvider(BaseProvider):
 
     @abstractmethod
     async def _thaw(self, id: str) -> None: ...
+
+    async def _thawed(self, life: Life) -> None:
+        """What must hold again for one that runs again. When it fails, it is paused again."""
 
     @abstractmethod
     async def _destroy(self, id: str) -> None:
@@ -68,7 +79,11 @@ class TimedProvider(BaseProvider):
         self.report("sandbox.terminated", life.id, {"reason": reason, "totalRuntimeMs": ran})
 
     async def _met(self, id: str) -> Life:
-        return self._lifetimes.get(id) or await self._found(id)
+        life = self._lifetimes.get(id)
+        if life is None:
+            return await self._found(id)
+        self._lifetimes.sync(life)
+        return life
 
     async def _stop(self, life: Life, reason: str) -> None:
         await self._freeze(life.id)
@@ -78,6 +93,10 @@ class TimedProvider(BaseProvider):
             self.report("sandbox.paused", life.id, {"runtimeDurationMs": life.total_ms(), "reason": reason})
 
     async def _wake(self, life: Life) -> None:
+        # To the end, even when the caller is cancelled: nothing may run without its clock and its policy.
+        await to_end(self._woken(life), _WAKE_S)
+
+    async def _woken(self, life: Life) -> None:
         async with life.turn:
             if not life.paused:
                 return
@@ -85,14 +104,30 @@ class TimedProvider(BaseProvider):
             paused_ms = int((time.monotonic() - life.since) * 1000)
             life.start_clock()
             self._lifetimes.note(life)
+            try:
+                await self._thawed(life)
+            except BaseException:
+                await self._refreeze(life)
+                raise
             self.report("sandbox.resumed", life.id, {"pausedDurationMs": paused_ms})
+
+    async def _refreeze(self, life: Life) -> None:
+        try:
+            await self._freeze(life.id)
+        except RunraError as error:  # its clock runs: it ends with its time
+            _log.warning("sandbox %s: resuming failed, and pausing it again: %s", life.id, error)
+            return
+        life.stop_clock()
+        self._lifetimes.note(life)
 
     async def _idle(self, life: Life) -> None:
         async with life.turn:
             # Whoever begins to use it waits for this turn, see `_use`.
             if life.idle_left() != 0:
                 return
-            await self._stop(life, "idle")
+            async with self._lifetimes.unused(life) as unused:
+                if unused:
+                    await self._stop(life, "idle")
 
     async def _time_over(self, life: Life) -> None:
         try:
@@ -102,8 +137,14 @@ class TimedProvider(BaseProvider):
                 raise
             self._lifetimes.remove(life.id)
             return
-        if paused and not life.paused:  # by another process
-            life.stop_clock()
+        self._lifetimes.sync(life)
+        if paused:  # by another process
+            if not life.paused:
+                life.stop_clock()
+            return
+        if life.paused:  # noted as such, and resumed by somebody who notes nothing
+            life.start_clock()
+        if life.lifetime_left() != 0:  # another process paused it for a while
             return
         await self._end(life, "timeout")
 
@@ -121,6 +162,7 @@ class TimedProvider(BaseProvider):
         life = await self._met(id)
         self._lifetimes.hold(life)
         try:
+            await self._lifetimes.shared(life)
             async with life.turn:  # a pause under way is over, and none for being idle can begin any more
                 paused = life.paused
             if paused and life.auto_resume:

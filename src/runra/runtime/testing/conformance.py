@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 
+from runra.contract.network import Egress, Network
 from runra.errors import RunraError
 from runra.events import Event
 from runra.runtime import Runra
@@ -21,6 +22,7 @@ T = TypeVar("T")
 #: What no step may take longer than, in seconds.
 STEP_S = 60.0
 _ID = "under-test"
+SECRET: Final = {"alias": "api", "host": "example.com", "header": "Authorization", "value": "Bearer of-the-bench"}
 
 
 class Bench:
@@ -392,6 +394,32 @@ def test_auto_resume(bench: Bench) -> None:
     bench.run(sandbox.terminate())
 
 
+def test_another_network_policy_while_it_runs(bench: Bench) -> None:
+    bench.needs("network_change")
+    sandbox = bench.create()
+    bench.run(sandbox.set_network(Network(egress=Egress(default="deny"))))
+    said = "if exec 3<>/dev/tcp/192.0.2.1/80; then echo open; else echo closed; fi"
+    assert "closed" in bench.run(sandbox.exec(["/bin/bash", "-c", f"timeout 5 bash -c '{said}' || echo closed"])).stdout
+    if "secrets" not in bench.can:
+        before = bench.of(sandbox)
+        error = refused(lambda: bench.run(sandbox.set_network(Network.model_validate({"secrets": [SECRET]}))))
+        assert (error.code, error.details["abilities"]) == ("INVALID_CONFIG", ["secrets"])
+        assert bench.of(sandbox) == before
+    bench.run(sandbox.terminate())
+
+
+def test_a_snapshot_makes_others(bench: Bench) -> None:
+    bench.needs("snapshots")
+    sandbox = bench.create()
+    bench.run(sandbox.files.write("kept.txt", "then"))
+    taken = bench.run(sandbox.snapshot())
+    bench.run(sandbox.files.write("kept.txt", "now"))
+    other = bench.run(bench.runra.create_sandbox(image=f"snapshot:{taken.id}"))
+    assert bench.run(other.files.read("kept.txt")) == "then"
+    for one in (other, sandbox):
+        bench.run(one.terminate())
+
+
 def test_metadata(bench: Bench) -> None:
     bench.needs("metadata")
     sandbox = bench.create(metadata={"a": "1", "with": "sp ace & ü"})
@@ -447,6 +475,8 @@ def test_limits_are_reported(bench: Bench) -> None:
         ("metadata", {"metadata": {"a": "b"}}),
         ("network_deny", {"network": {"egress": {"default": "deny"}}}),
         ("network_allow_list", {"network": {"egress": {"allow": ["example.com"]}}}),
+        ("volumes", {"volumes": [{"name": "kept", "path": "/kept"}]}),
+        ("secrets", {"network": {"secrets": [SECRET]}}),
     ],
 )
 def test_what_it_does_not_declare_is_refused(bench: Bench, ability: Ability, options: dict[str, Any]) -> None:
