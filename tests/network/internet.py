@@ -222,6 +222,18 @@ class Internet:
             response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "CNAME", "private.example."))
             response.answer.append(dns.rrset.from_text("private.example.", 60, "IN", "A", PRIVATE))
             return response.to_wire()
+        if name == "cname-reverse.example":
+            inner = "9.9.9.10.in-addr.arpa."
+            response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "CNAME", inner))
+            response.answer.append(dns.rrset.from_text(inner, 60, "IN", "PTR", "payroll.corp.example."))
+            return response.to_wire()
+        if question.rdtype == dns.rdatatype.PTR:
+            response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "PTR", "payroll.corp.example."))
+            return response.to_wire()
+        if question.rdtype == dns.rdatatype.HTTPS:
+            text = f"1 . alpn=h2 ipv4hint={PRIVATE}"
+            response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "HTTPS", text))
+            return response.to_wire()
         if question.rdtype == dns.rdatatype.TXT:
             response.answer.append(dns.rrset.from_text(question.name, 60, "IN", "TXT", '"tunnelled"'))
             return response.to_wire()

@@ -45,6 +45,18 @@ def http(address, raw, port=80):
     return tcp(address, port, raw, 1 << 24)
 
 
+def pieces(address, port, texts):
+    """Send raw bytes one piece after the other, each in a packet of its own."""
+    try:
+        with socket.create_connection((address, port), timeout=T) as link:
+            for text in texts:
+                link.sendall(text.encode("latin-1"))
+                time.sleep(0.1)
+            return {"ok": True, "data": link.recv(65536).decode("latin-1")}
+    except OSError as error:
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+
 def tls(address, sni, host=None, port=443, path="/", verify=True):
     context = ssl.create_default_context(cafile="/workspace/ca.pem")
     context.check_hostname = False

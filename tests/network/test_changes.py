@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,23 @@ async def test_the_next_server_enforces_what_the_last_did(internet: Internet, se
         closed = await net.sandbox({"default": "deny"})
         sandboxes = [named, free, closed]
         sources = [box.guest.address for box in sandboxes if box.guest]
+        ports = _listeners(net)
         await net.host.node.close()
+        # Whoever takes the ports we had gets nothing meant for us.
+        others = [socket.create_server(("0.0.0.0", port)) for port in ports]
         # Without a server: by the kernel's rules alone, seen through the agent of each sandbox.
         alone = {box.id: await _try(box, f'tcp("{GOOD}", 5432, "hello", 9)') for box in sandboxes}
         assert '"data": "got hello"' in alone[free.id]
         assert "got hello" not in alone[named.id]
         assert "got hello" not in alone[closed.id]
+        assert '"ok": true' not in alone[named.id]
+        assert '"rcode"' not in await _try(named, 'dns(open("/etc/resolv.conf").read().split()[1], "good.example")')
+        assert '"ok": true' not in await _try(named, 'tcp(open("/etc/resolv.conf").read().split()[1], 80, "x")')
         assert '"ok": true' not in await _try(free, f'tcp("{METADATA}", 80, "GET / HTTP/1.0\\\\r\\\\n\\\\r\\\\n")')
+        for other in others:
+            other.settimeout(0)
+            with other, pytest.raises(BlockingIOError):
+                other.accept()
         net = await again()
         adopted = [net.host.node.sandboxes[box.id] for box in sandboxes]
         assert [box.guest.address for box in adopted if box.guest] == sources
@@ -157,6 +168,11 @@ async def test_the_next_server_enforces_what_the_last_did(internet: Internet, se
         assert not internet.at(METADATA)
     finally:
         await stop_host(net.host)
+
+
+def _listeners(net: Net) -> list[int]:
+    ports = net.host.node._network._ports  # type: ignore[union-attr]
+    return [ports.proxy, ports.dns, ports.secrets]
 
 
 SECRET = {"alias": "model", "host": "model.example", "header": "x-api-key", "value": "sk-very-secret"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.hosting import until
@@ -19,13 +21,13 @@ async def test_an_allowed_name(net: Net) -> None:
         """out = [tls("good.example", "good.example"), tls("api.wild.example", "api.wild.example"),
         tls("a.b.wild.example", "a.b.wild.example", verify=False), http("good.example", "GET /x HTTP/1.1\\r\\nHost: GOOD.example.\\r\\nConnection: close\\r\\n\\r\\n"),
         tls("GOOD.Example.", "GOOD.Example"), http("xn--mnchen-3ya.example", "GET / HTTP/1.1\\r\\nHost: xn--mnchen-3ya.example\\r\\nConnection: close\\r\\n\\r\\n"),
-        tcp("good.example", 22), tcp("good.example", 5432, "hello", 9)]""",
+        tcp("good.example", 22), tcp("good.example", 5432, "hello\\n", 10)]""",
     )
     for result in out:
         assert result["ok"], out
         assert not result["data"].startswith("HTTP/1.1 4"), out
     assert out[6]["data"].startswith("SSH-2.0")
-    assert out[7]["data"] == "got hello"
+    assert out[7]["data"] == "got hello\n"
     assert {seen.what for seen in net.internet.at(GOOD, "tls")} >= {"good.example", "api.wild.example"}
     await until(lambda: any(e["state"] == "closed" and e["host"] == "good.example" for e in net.events(sandbox)))
     closed = next(e for e in net.events(sandbox) if e["state"] == "closed" and e["host"] == "good.example")
@@ -130,17 +132,39 @@ async def test_a_neighbour_on_another_port(net: Net) -> None:
     get = "GET / HTTP/1.1\\r\\nHost: {}\\r\\nConnection: close\\r\\n\\r\\n"
     out = await net.probe(
         sandbox,
-        f"""out = [tcp("{SHARED}", 5432, "early", 9), resolve("shared-good.example"), tcp("{SHARED}", 5432, "hello", 9),
+        f"""out = [tcp("{SHARED}", 5432, "early", 9), resolve("shared-good.example"), tcp("{SHARED}", 5432, "hello\\n", 10),
         tls("{SHARED}", "shared-evil.example", port=5432, verify=False),
         http("{SHARED}", "{get.format("shared-good.example")}", 8080), http("{SHARED}", "{get.format("shared-evil.example")}", 8080)]""",
     )
     assert not out[0].get("data")  # nobody had asked for the name yet
-    assert out[2]["data"] == "got hello"
+    assert out[2]["data"] == "got hello\n"
     assert not out[3]["ok"]
     assert "200 OK" in out[4]["data"]
     assert "403" in out[5]["data"]
     assert [seen.more["headers"]["Host"] for seen in net.internet.at(SHARED, "http")] == ["shared-good.example"]
     assert all(b"\x16\x03" not in seen.more.get("data", b"") for seen in net.internet.at(SHARED, "tcp"))
+
+
+#: What a forgiving web server would still read as a request; and TLS without a name.
+DISGUISES = {
+    "a blank line first": 'http("{}", "\\r\\nGET / HTTP/1.1\\r\\n{}", 5432)',
+    "blanks first": 'http("{}", " \\t\\nGET / HTTP/1.1\\r\\n{}", 5432)',
+    "lower case": 'http("{}", "get / HTTP/1.1\\r\\n{}", 5432)',
+    "a method with a dash": 'http("{}", "M-SEARCH * HTTP/1.1\\r\\n{}", 5432)',
+    "in pieces": 'pieces("{}", 5432, ["\\r\\n", "get", " / HTTP/1.1\\r\\n{}"])',
+    "TLS without a name": 'tls("{}", None, port=5432, verify=False)',
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+async def test_a_neighbour_in_disguise(net: Net, disguise: str) -> None:
+    """On the way of remembered addresses, to a service that takes whatever comes."""
+    sandbox = await net.sandbox({"allow": ["shared-good.example"]})
+    call = DISGUISES[disguise].format(SHARED, "Host: shared-evil.example\\r\\nConnection: close\\r\\n\\r\\n")
+    resolved, _ = await net.out(sandbox, f'resolve("shared-good.example"), {call}')
+    assert resolved == [SHARED]
+    await until(lambda: bool(net.internet.at(SHARED, "end")))
+    assert not [seen for seen in net.internet.at(SHARED, "tcp") if seen.more.get("data")]
 
 
 @pytest.mark.parametrize("name", ["private.example", "meta.example", "cname.good.example", "self.example"])
@@ -237,6 +261,41 @@ async def test_a_redirect_leads_nowhere_else(net: Net) -> None:
     )
     assert "Error" in text
     assert not net.internet.at(EVIL)
+
+
+def _forwarded() -> str:
+    """Packets passed on so far by the machine the sandboxes are on (RFC 1213, ipForwDatagrams)."""
+    names, values = [line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()][:2]
+    return values[names.index("ForwDatagrams")]
+
+
+async def test_only_tcp_leaves(net: Net) -> None:
+    """ICMP and packets made by hand, to what is allowed and to what is not, nor under another sandbox's address."""
+    sandbox = await net.sandbox({"allow": ["good.example", GOOD]})
+    before = _forwarded()
+    out = await net.probe(
+        sandbox,
+        f"""
+def checked(kind):
+    body = bytes([kind, 0, 0, 0, 0, 7, 0, 1])
+    total = sum(struct.unpack(">4H", body))
+    return body[:2] + struct.pack(">H", ~((total & 0xffff) + (total >> 16)) & 0xffff) + body[4:]
+def sent(kind, protocol, address, data):
+    try:
+        link = socket.socket(socket.AF_INET, kind, protocol)
+        link.settimeout(0.5)
+        link.sendto(data, (address, 0))
+        return link.recv(999).hex()
+    except OSError as error:
+        return type(error).__name__
+out = [sent(kind, 1, address, checked(8)) for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW) for address in ("{GOOD}", "{EVIL}")]
+out += [sent(socket.SOCK_RAW, protocol, "{GOOD}", b"x" * 40) for protocol in (4, 41, 47, 50, 132, 136)]
+""",
+    )
+    assert all(answer.isalpha() for answer in out), f"nobody answered: {out}"
+    assert _forwarded() == before, "no packet of its own leaves; what left was ours"
+    assert not [seen for seen in net.internet.seen if seen.kind != "dns"]
+    assert (await net.out(sandbox, f'tcp("{GOOD}", 22)'))["ok"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+from ipaddress import IPv4Address
 
+import pytest
+
+from runra.node.network import sockets
 from tests.hosting import until
 from tests.network.conftest import Net
 from tests.network.internet import BENCH, CGNAT, EVIL, GOOD, HOST, METADATA, PRIVATE
@@ -83,3 +88,43 @@ async def test_a_low_port_can_be_bound_and_nothing_else_changed(net: Net) -> Non
     assert "refused" in text
     assert " eth0" not in text, "no IPv6 there"
     assert not (await net.out(sandbox, "udp('255.255.255.255', 9999)"))["ok"]
+
+
+async def test_every_address_of_this_machine_is_its_own(net: Net) -> None:
+    """Also the second one of a subnet: the kernel speaks to it from the first."""
+    first, second = "51.15.7.2", "51.15.7.3"
+    for address in (first, second):
+        subprocess.run(["ip", "address", "add", f"{address}/24", "dev", "down"], check=True)
+    service = socket.create_server(("0.0.0.0", 0))
+    service.settimeout(0)
+    try:
+        port = service.getsockname()[1]
+        assert sockets.is_ours(IPv4Address(second))
+        assert not sockets.is_ours(IPv4Address("51.15.7.4"))
+        assert not sockets.is_ours(IPv4Address(GOOD))
+        for egress in ({"allow": ["51.15.7.0/24"]}, None):
+            sandbox = await net.sandbox(egress)
+            await net.out(sandbox, f'[tcp("{address}", {port}, "x") for address in ("{first}", "{second}")]')
+        with pytest.raises(BlockingIOError):
+            service.accept()
+    finally:
+        service.close()
+        for address in (first, second):
+            subprocess.run(["ip", "address", "del", f"{address}/24", "dev", "down"], check=False)
+
+
+async def test_the_operators_network_does_not_show_in_dns(net: Net) -> None:
+    """Neither by names of its addresses, however they are asked for, nor by hints beside a service's name."""
+    sandbox = await net.sandbox()
+    asked = [
+        *[("9.9.9.10.in-addr.arpa", 12), ("9.9.10.in-addr.arpa", 2), ("10.in-addr.arpa", 6), ("1.0.0.0.d.f.ip6.arpa", 12)],
+        *[("cname-reverse.example", 12), ("good.example", 65), ("10.216.184.93.in-addr.arpa", 12)],
+    ]
+    calls = ", ".join(f'dns(gateway, "{name}", {kind})' for name, kind in asked)
+    out = await net.probe(sandbox, f'gateway = open("/etc/resolv.conf").read().split()[1]\nout = [{calls}]')
+    assert [one["rcode"] for one in out] == [3, 3, 3, 3, 0, 0, 0]
+    assert b"payroll".hex() not in "".join(one["raw"] for one in out[:6])
+    assert out[5]["answers"] == 1
+    assert socket.inet_aton(PRIVATE).hex() not in out[5]["raw"]
+    assert b"payroll".hex() in out[6]["raw"], "a public address has its name"
+    assert not any(name.endswith("10.in-addr.arpa") for name in net.internet.asked())

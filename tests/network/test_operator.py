@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runra.errors import RunraError
 from runra.node.network import namespaces
+from runra.node.network.netlink import Netlink
 from runra.node.network.nft import Nft
+from runra.node.network.rules import GUARD_NAME
 from tests.hosting import until
 from tests.network.conftest import Net
 from tests.network.internet import CGNAT, GOOD, METADATA, PRIVATE
@@ -65,6 +73,34 @@ for _ in range(8):
         )
         assert got == 5
 
+    @pytest.mark.parametrize("egress", [None, {"allow": [GOOD]}, {"allow": ["good.example"]}])
+    async def test_the_hosts_table_of_connections_is_not_filled(self, net: Net, egress: Any) -> None:
+        """Whether they go to us or to the internet, last or end at once: each leaves an entry for a while."""
+        sandbox = await net.sandbox(egress)
+        assert sandbox.guest is not None
+        await net.probe(
+            sandbox,
+            f"""
+gateway = open("/etc/resolv.conf").read().split()[1]
+for port in range(3000):
+    for kind, target in ((socket.SOCK_STREAM, ("{GOOD}", 5432)), (socket.SOCK_DGRAM, (gateway, 53))):
+        link = socket.socket(socket.AF_INET, kind)
+        link.setblocking(False)
+        link.connect_ex(target)
+        if kind == socket.SOCK_DGRAM:
+            try:
+                link.send(b"x")
+            except OSError:
+                pass
+        link.close()
+out = 0
+""",
+        )
+        table = Path("/proc/self/task", str(threading.get_native_id()), "net/nf_conntrack").read_text()
+        left = sum(f"src={sandbox.guest.address} " in line for line in table.splitlines())
+        # Ten at once, two hundred a second, for the second or two that it takes.
+        assert 0 < left < 1500
+
     async def test_bandwidth(self, net: Net) -> None:
         sandbox = await net.sandbox()
         # 8 Mbit/s are a megabyte a second; a burst of one and a quarter comes on top.
@@ -114,3 +150,54 @@ async def test_nothing_is_left(net: Net) -> None:
     assert network._table.name not in nft.run("list tables")
     nft.close()
     await net.host.node.start()
+
+
+async def test_this_machine_is_no_router_for_its_neighbours(net: Net) -> None:
+    """Forwarding is on for sandboxes; a machine on the same network that sends us its packets gets nowhere."""
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    here, there, nft = namespaces.current(), namespaces.fresh(), Nft()
+    try:
+        namespaces.enter(there)
+        with Netlink() as link:
+            link.up(1)
+            link.add_veth("neighbour", "wifi", here)
+            index = socket.if_nametoindex("neighbour")
+            link.add_address(index, "51.99.0.2")
+            link.up(index)
+            link.add_route(index, "51.99.0.1")
+            link.add_route(index, None, "51.99.0.1")
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        namespaces.enter(here)
+        with Netlink() as link:
+            index = socket.if_nametoindex("wifi")
+            link.add_address(index, "51.99.0.1")
+            link.up(index)
+            link.add_route(index, "51.99.0.2")
+        sandbox = await net.sandbox()
+        assert namespaces.forwards()
+
+        async def arrives(text: str, last: str) -> bool:
+            """Whether the neighbour's word is there before one the sandbox says after it."""
+            sender.sendto(text.encode(), (GOOD, 9999))
+            await net.out(sandbox, f'udp("{GOOD}", 9999, "{last}")')
+            await until(lambda: any(seen.what == last for seen in net.internet.at(GOOD, "udp")))
+            return any(seen.what == text for seen in net.internet.at(GOOD, "udp"))
+
+        assert not await arrives("from the neighbour", "one")
+        # Also when the rules were flushed; without the guard it would have passed.
+        nft.run("flush ruleset")
+        network: Any = net.host.node._network
+        async with asyncio.timeout(20):
+            while not await network._stands():
+                await asyncio.sleep(0.1)
+        assert not await arrives("after a flush", "two")
+        nft.run(f"delete table ip {GUARD_NAME}")
+        assert await arrives("without the guard", "three")
+    finally:
+        namespaces.enter(here)
+        with contextlib.suppress(RunraError):
+            nft.run(f"delete table ip {GUARD_NAME}")
+        nft.close()
+        sender.close()
+        for descriptor in (here, there):
+            os.close(descriptor)

@@ -126,7 +126,11 @@ def test_denied_ranges() -> None:
 
 def test_what_looks_like_http() -> None:
     assert looks_like_http(b"GET / HTTP/1.1\r\n")
-    assert looks_like_http(b"G")
     assert looks_like_http(b"PRI * HTTP/2.0\r\n")
-    assert not looks_like_http(b"SSH-2.0-x\r\n")
+    for text in (b"\r\nGET / HTTP/1.1\r\n", b" get / http/1.1\r\n", b"M-SEARCH * HTTP/1.1\r\n", b"get\t/\tHTTP/1.1", b"GET /"):
+        assert looks_like_http(text), text
+    for text in (b"G", b"\r\n", b"get", b"get / HTT", b"hello"):
+        assert looks_like_http(text) is None, text
+    for text in (b"SSH-2.0-x\r\n", b"get key\r\n", b"EHLO x\r\n", b"*1\r\n", b"A\0\0", b"{"):
+        assert looks_like_http(text) is False, text
     assert not looks_like_http(b"\x00\x00\x00\x08\x04\xd2\x16\x2f")

@@ -5,14 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from runra.node.network import sockets
-from runra.node.network.guest import Guest
+from runra.node.network.guest import Guest, Refused
 from runra.node.network.policy import address_of, denied
 from runra.node.network.resolver import Resolver
 from runra.node.network.upstream import NoAnswer, Upstream
-
-
-class Refused(Exception):
-    """The policy says no; the text says why, for the event and for the client where its protocol can carry it."""
 
 
 class Dialer:
@@ -34,7 +30,8 @@ class Dialer:
             if not free and not self._resolver.may_ask(guest, name):
                 raise Refused("too many names below a wildcard")
             try:
-                candidates = (await self._upstream.addresses(name)).addresses
+                async with guest.looking_up:
+                    candidates = (await self._upstream.addresses(name)).addresses
             except NoAnswer as error:
                 raise Refused(f"{name} cannot be resolved: {error}") from None
         usable = [address for address in candidates if self.may_dial(guest, address)]

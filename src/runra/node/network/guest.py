@@ -17,12 +17,18 @@ from runra.node.network.rules import Member
 #: Most names remembered for a sandbox, and how long the address of one stays good (seconds).
 _NAMES: Final = 1024
 REMEMBERED: Final = 600.0
+#: Names of one sandbox that are looked up at once: a share of what all sandboxes have together.
+_LOOKUPS: Final = 16
 #: Events about one sandbox's traffic: so many a second, after a burst of so many.
 _EVENTS_PER_SECOND: Final = 20.0
 _EVENTS_BURST: Final = 100.0
 
 #: Publishes one `network.egress` event: sandbox id, organization id, data.
 Publish = Callable[[str, str, dict[str, Any]], None]
+
+
+class Refused(Exception):
+    """The policy says no; the text says why, for the event and for the client where its protocol can carry it."""
 
 
 class Bucket:
@@ -55,13 +61,13 @@ class Secret:
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One open way out through us. `name` is empty where only the address counts; `secret` names the gateway's."""
+    """One open way out through us. `name` is empty where only the address counts; `secret` is the gateway's."""
 
     task: asyncio.Task[Any]
     address: IPv4Address
     port: int
     name: str = ""
-    secret: str = ""
+    secret: Secret | None = None
 
 
 class Guest:
@@ -99,6 +105,7 @@ class Guest:
         self.questions = Bucket(200.0, 400.0)
         self.arrivals = Bucket(200.0, 400.0)
         self.lookups = Bucket(5.0, 60.0)
+        self.looking_up = asyncio.Semaphore(_LOOKUPS)
         self._names: OrderedDict[tuple[IPv4Address, str], float] = OrderedDict()
         self._publish = publish
         self._events = Bucket(_EVENTS_PER_SECOND, _EVENTS_BURST)
@@ -131,13 +138,15 @@ class Guest:
 
     @contextlib.contextmanager
     def connected(
-        self, address: IPv4Address, port: int, name: str = "", secret: str = "", host: str = ""
+        self, address: IPv4Address, port: int, name: str = "", secret: Secret | None = None, host: str = ""
     ) -> Iterator[list[int]]:
         """While it is open a connection can be cut by a new policy; its start and end are told. Yields
-        [bytes sent, bytes received] to be counted in."""
+        [bytes sent, bytes received] to be counted in. Raises Refused when the policy changed since it was asked."""
         task = asyncio.current_task()
         assert task is not None
         connection = Connection(task, address, port, name, secret)
+        if not self._allows(connection):
+            raise Refused("the policy was changed meanwhile")
         self.connections.add(connection)
         about = {"host": host or name, "address": str(address), "port": port, "protocol": "tcp", "allowed": True}
         started, counts = time.monotonic(), [0, 0]
@@ -153,14 +162,18 @@ class Guest:
     def cut(self) -> None:
         """End every connection that the policy in force no longer allows."""
         for connection in list(self.connections):
-            if connection.secret:
-                keep = connection.secret in self.secrets
-            elif connection.name:
-                keep = self.policy.allows_name(connection.name, connection.port)
-            else:
-                keep = self.policy.allows_address(connection.address, connection.port)
-            if not keep:
+            if not self._allows(connection):
                 connection.task.cancel()
+
+    def _allows(self, connection: Connection) -> bool:
+        secret = connection.secret
+        if self.leaving:
+            return False
+        if secret is not None:  # the same alias may stand for another host or value by now
+            return self.secrets.get(secret.alias) == secret
+        if connection.name:
+            return self.policy.allows_name(connection.name, connection.port)
+        return self.policy.allows_address(connection.address, connection.port)
 
     # --- events ---
 

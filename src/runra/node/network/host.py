@@ -27,7 +27,7 @@ from runra.node.network.http import HttpProxy
 from runra.node.network.nft import Nft
 from runra.node.network.proxy import Listener, Proxy
 from runra.node.network.resolver import NameServer, Resolver
-from runra.node.network.rules import Ports, Table
+from runra.node.network.rules import GUARD, GUARD_NAME, Ports, Table
 from runra.node.network.settings import NetworkSettings, networks
 from runra.node.network.upstream import Upstream, servers
 
@@ -97,7 +97,7 @@ class HostNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         #: Making a namespace takes milliseconds: it must not stand before a change of rules that a create waits for.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="namespaces")
-        self._forwarding = self._filling = False
+        self._forwarding = self._guarding = self._filling = False
         self._guests: dict[str, Guest] = {}
         self._ready: deque[Place] = deque()
         self._taken: set[int] = set()
@@ -190,6 +190,10 @@ class HostNetwork:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not forget and hasattr(self, "_table"):
+            # Before our ports are anybody's.
+            with contextlib.suppress(RunraError):
+                await self._make_table(listening=False)
         if hasattr(self, "_flows"):
             self._flows.close()
             await asyncio.gather(self._proxy.close(), self._secrets.close(), self._names.close())
@@ -377,8 +381,15 @@ class HostNetwork:
 
     async def _forward(self) -> None:
         if not self._forwarding:
-            await self._run(namespaces.let_forward)
+            await self._run(self._let_forward)
             self._forwarding = True
+
+    def _let_forward(self) -> None:
+        """Make this machine a router, for sandboxes only if it was none."""
+        if not namespaces.forwards() or GUARD_NAME in self._nft.run("list tables ip"):
+            self._nft.run(GUARD)
+            self._guarding = True
+        namespaces.let_forward()
 
     async def _apply(self, commands: str) -> None:
         try:
@@ -390,9 +401,10 @@ class HostNetwork:
             log.error("the rules of sandboxes' networks were removed by another program; making them again: %s", error)
             await self._make_table()
 
-    async def _make_table(self) -> None:
+    async def _make_table(self, *, listening: bool = True) -> None:
         members = [guest.member() for guest in self._guests.values() if not guest.leaving]
-        await self._run(lambda: self._nft.run(self._table.make(self._ports, members)))
+        table = self._table.make(self._ports if listening else None, members)
+        await self._run(lambda: self._nft.run(table + (GUARD if self._guarding else "")))
 
     async def _stands(self) -> bool:
         try:

@@ -20,15 +20,17 @@ from typing import Any, Final
 import h11
 
 from runra.node.network import sockets
-from runra.node.network.dialer import Dialer, Refused
-from runra.node.network.guest import Guest, Secret
+from runra.node.network.dialer import Dialer
+from runra.node.network.guest import Guest, Refused, Secret
 from runra.node.network.policy import address_of, normal
 from runra.node.network.resolver import GATEWAY_DOMAIN
 
 _HEAD_BYTES: Final = 64 * 1024
 #: Seconds: a request's head; between two requests; without a byte from either side; a TLS handshake.
 _HEAD_TIMEOUT, _KEEP_ALIVE, _SILENCE, _TLS_TIMEOUT = 30.0, 75.0, 900.0, 15.0
-_METHOD: Final = re.compile(rb"[A-Z]{1,20}( |$)")
+#: A method is any token (RFC 9110 5.6.2). Servers forgive blanks before it, and other blanks than a space after it.
+_METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+_BLANKS: Final = b" \t\r\n\v\f"
 #: Said to the next hop only (RFC 9110 7.6.1).
 _HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"proxy-authorization"))
 
@@ -36,9 +38,18 @@ _HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te
 Judge = Callable[[h11.Request], Awaitable["Route"]]
 
 
-def looks_like_http(data: bytes) -> bool:
-    """Whether these first bytes may be a request line. HTTP/2 in the clear begins with a method of its own, PRI."""
-    return _METHOD.match(data.split(b"\r", 1)[0][:21]) is not None
+def looks_like_http(data: bytes) -> bool | None:
+    """Whether these first bytes are an HTTP request, as the most forgiving server would read them; None while they may
+    become one. HTTP/2 in the clear begins with a request line too. A line without a version carries no Host."""
+    line, ended, _ = data.lstrip(_BLANKS).partition(b"\n")
+    found = _METHOD.match(line)
+    method = found.group() if found else b""
+    rest = line[len(method) :]
+    if b"HTTP/" in line.upper() or (method == b"GET" and rest) or len(data) > _HEAD_BYTES:
+        return True
+    if ended or (rest and (not method or rest[0] not in _BLANKS)):
+        return False
+    return None
 
 
 class Refusal(Exception):
@@ -221,9 +232,11 @@ class HttpProxy:
 
     async def _open(self, guest: Guest, route: Route, stack: contextlib.AsyncExitStack) -> _Outer:
         secret = route.secret
-        counts = stack.enter_context(
-            guest.connected(route.address, route.port, route.name, secret.alias if secret else "")
-        )
+        name = "" if address_of(route.name) is not None else route.name
+        try:
+            counts = stack.enter_context(guest.connected(route.address, route.port, name, secret, route.name))
+        except Refused as error:
+            raise Refusal(403, str(error), route.name) from None
         try:
             link = await sockets.dial(route.address, route.port)
         except (OSError, TimeoutError) as error:

@@ -12,6 +12,7 @@ from typing import Final, Self
 _REQUEST, _ACK, _CREATE, _EXCLUSIVE = 0x1, 0x4, 0x400, 0x200
 _ERROR: Final = 2
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 17, 20, 21, 24
+_GETROUTE: Final = 26
 _UP: Final = 0x1
 #: Attributes: of links, of a veth's description, of addresses, of routes (<linux/if_link.h>, if_addr.h, rtnetlink.h).
 _IFNAME, _MTU, _LINKINFO, _NET_NS_FD, _KIND, _DATA, _PEER = 3, 4, 18, 28, 1, 2, 1
@@ -19,6 +20,7 @@ _ADDRESS, _LOCAL, _LABEL = 1, 2, 3
 _DST, _OIF, _GATEWAY = 1, 4, 5
 _MAIN_TABLE, _STATIC, _UNICAST = 254, 4, 1
 _LINK_SCOPE, _EVERYWHERE = 253, 0
+_ROUTE_TO_SELF: Final = 2
 _TIMEOUT: Final = 5.0
 
 
@@ -52,18 +54,21 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> None:
+    def _ask(self, kind: int, flags: int, body: bytes) -> bytes:
+        """The kernel's answer: what was asked for, or the acknowledgement."""
         number = next(self._numbers)
         header = struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _ACK | flags, number, 0)
         self._socket.send(header + body)
         while True:
             answer = self._socket.recv(65536)
             _, answered, _, of, _ = struct.unpack_from("=IHHII", answer)
-            if answered == _ERROR and of == number:
+            if of != number:
+                continue
+            if answered == _ERROR:
                 (code,) = struct.unpack_from("=i", answer, 16)
                 if code:
                     raise OSError(-code, os.strerror(-code))
-                return
+            return answer
 
     # --- links ---
 
@@ -99,6 +104,14 @@ class Netlink:
         if gateway is not None:
             body += attribute(_GATEWAY, socket.inet_aton(gateway))
         self._ask(_NEWROUTE, _CREATE | _EXCLUSIVE, body)
+
+    def leads_here(self, address: str) -> bool:
+        """Whether packets to an address are for this host itself, by whichever of its addresses."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        packed = socket.inet_pton(family, address)
+        body = struct.pack("=BBBBBBBBI", family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
+        answer = self._ask(_GETROUTE, 0, body + attribute(_DST, packed))
+        return answer[16 + 7] == _ROUTE_TO_SELF
 
 
 def _link(index: int = 0, flags: int = 0) -> bytes:

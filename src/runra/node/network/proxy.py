@@ -18,8 +18,8 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.network import hello, sockets
-from runra.node.network.dialer import Dialer, Refused
-from runra.node.network.guest import Guest
+from runra.node.network.dialer import Dialer
+from runra.node.network.guest import Guest, Refused
 from runra.node.network.http import HttpProxy, looks_like_http
 from runra.node.network.policy import Policy, normal
 from runra.node.network.resolver import Who
@@ -97,7 +97,7 @@ class Proxy:
     def _allowed(policy: Policy, name: str | None, port: int) -> str:
         """The name in its one form. Raises Refused."""
         if name is None:
-            raise Refused("TLS without a server name, to an address that is not allowed")
+            raise Refused("TLS without a server name, and the address itself is not allowed")
         usual = normal(name)
         if usual is None or not policy.allows_name(usual, port):
             raise Refused("the policy does not allow this name")
@@ -110,7 +110,10 @@ class Proxy:
         if not self._dialer.may_dial(guest, address):
             guest.refused(name, address, port, "the address is in a range closed to sandboxes")
             return
-        await self._tunnel(guest, link, b"", address, port, name, look=bool(name))
+        try:
+            await self._tunnel(guest, link, b"", address, port, name, look=bool(name))
+        except Refused as error:
+            guest.refused(name, address, port, str(error))
 
     async def _tunnel(
         self,
@@ -139,8 +142,6 @@ class Proxy:
                 if counts[1]:  # the server spoke first: this is no HTTP
                     return
                 request = http.data
-            except Refused as error:
-                guest.refused(name, address, port, str(error))
             except OSError:
                 pass  # one of the two is gone: so is the connection
             finally:
@@ -152,12 +153,12 @@ class Proxy:
         """The client's first bytes, whenever they come. Raises Refused when they carry a name that is not allowed: a
         neighbour of the allowed one on its address; and _IsHttp for what must be judged request by request."""
         try:
-            data, kind, name = await _first_bytes(link)
+            data, kind, name = await _first_bytes(link, hold=True)
         except hello.Bad as error:
             raise Refused(f"TLS: {error}") from None
         if kind == "http":
             raise _IsHttp(data)
-        if kind == "tls" and name is not None:
+        if kind == "tls":
             self._allowed(guest.policy, name, port)
         return data
 
@@ -175,8 +176,12 @@ def _said(first: bytes) -> Callable[[], Awaitable[bytes]]:
     return read
 
 
-async def _first_bytes(link: socket.socket) -> tuple[bytes, str, str | None]:
-    """What the client sends first, what it is (`tls`, `http`, `other`), and TLS's server name. Raises hello.Bad."""
+async def _first_bytes(link: socket.socket, *, hold: bool = False) -> tuple[bytes, str, str | None]:
+    """What the client sends first, what it is (`tls`, `http`, `other`), and TLS's server name. Raises hello.Bad.
+
+    `hold`: wait until it is certain that they are no HTTP, since `other` passes. Else `other` is refused, and that at
+    once.
+    """
     loop = asyncio.get_running_loop()
     data = b""
     while True:
@@ -185,8 +190,12 @@ async def _first_bytes(link: socket.socket) -> tuple[bytes, str, str | None]:
         if not data or (not more and data[0] != hello.HANDSHAKE):
             return data, "other", None
         if data[0] != hello.HANDSHAKE:
-            # A method is a few letters: what begins otherwise, or with h2's preface, is told apart by the first line.
-            return data, "http" if looks_like_http(data) else "other", None
+            http = looks_like_http(data)
+            if http is None and hold and more:
+                continue
+            if http is None:
+                http = not data.strip() or data.lstrip()[:1].isupper()
+            return data, "http" if http else "other", None
         try:
             return data, "tls", hello.server_name(data)
         except hello.Incomplete:

@@ -2,15 +2,16 @@
 
 A DNS tunnel needs two ways: names that carry data out, and answers that carry it back. Under a policy only names that
 a rule takes are ever asked upstream, at a bounded rate below a wildcard, and answers are bare IPv4 addresses: no CNAME,
-TXT or other type passes. Names of the operator's own network do not show: an address nobody may reach is left out.
+TXT or other type passes. Addresses nobody may reach are left out, and their reverse names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, cast
 
 import dns.exception
@@ -21,10 +22,11 @@ import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
+import dns.rdtypes.svcbbase
 import dns.rrset
 
 from runra.node.network.guest import Guest
-from runra.node.network.policy import denied, normal
+from runra.node.network.policy import DENIED, denied, normal
 from runra.node.network.upstream import NoAnswer, Upstream
 
 #: Names of the gateway: `{alias}.` before this.
@@ -108,7 +110,8 @@ class Resolver:
             response.set_rcode(dns.rcode.REFUSED)
             return
         try:
-            found = await self._upstream.addresses(name)
+            async with guest.looking_up:
+                found = await self._upstream.addresses(name)
         except NoAnswer as error:
             response.set_rcode(dns.rcode.Rcode.make(error.rcode))
             return
@@ -133,10 +136,14 @@ class Resolver:
         """An open sandbox may ask what it likes; what comes back is trimmed to addresses it could reach."""
         if question.rdtype == dns.rdatatype.AAAA:
             return  # it has no IPv6: a program would only try and wait
+        if _hidden(guest, question.name):
+            response.set_rcode(dns.rcode.NXDOMAIN)
+            return
         name = normal(question.name.to_text(omit_final_dot=True)) or ""
         query = dns.message.make_query(question.name, question.rdtype, use_edns=0, payload=1232)
         try:
-            answer = await self._upstream.ask(query)
+            async with guest.looking_up:
+                answer = await self._upstream.ask(query)
         except NoAnswer as error:
             response.set_rcode(dns.rcode.Rcode.make(error.rcode))
             return
@@ -145,14 +152,51 @@ class Resolver:
         response.authority = answer.authority
 
 
+_REVERSE: Final = (dns.name.from_text("in-addr.arpa."), dns.name.from_text("ip6.arpa."))
+_HINTS: Final = (dns.rdtypes.svcbbase.ParamKey.IPV4HINT, dns.rdtypes.svcbbase.ParamKey.IPV6HINT)
+
+
+def _hidden(guest: Guest, name: dns.name.Name) -> bool:
+    """Whether a name stands for an address, or a range, closed to this sandbox (RFC 1035 3.5): its records name the
+    machines of the operator's network. There is no IPv6 for it at all."""
+    v4, v6 = _REVERSE
+    if not name.is_subdomain(v4):
+        return name.is_subdomain(v6)
+    labels = [label.decode(errors="replace") for label in reversed(name.relativize(v4).labels)]
+    # Fewer than four numbers are a range; what follows them is another's word for a part of it (RFC 2317).
+    numbers = list(itertools.takewhile(lambda label: label.isascii() and label.isdigit(), labels[:4]))
+    try:
+        address = IPv4Address(".".join([*numbers, *["0"] * (4 - len(numbers))]))
+    except ValueError:
+        return True
+    if len(numbers) == 4:
+        return denied(address, guest.opened)
+    return any(IPv4Network((address, 8 * len(numbers))).overlaps(network) for network in DENIED)
+
+
 def _reachable(guest: Guest, name: str, rrset: dns.rrset.RRset) -> dns.rrset.RRset | None:
     """The records of an answer less addresses this sandbox may not reach; None when nothing is left."""
+    if _hidden(guest, rrset.name):
+        return None  # led to by a CNAME
+    if rrset.rdtype in (dns.rdatatype.HTTPS, dns.rdatatype.SVCB):
+        return _without_hints(rrset)
     if rrset.rdtype != dns.rdatatype.A:
         return rrset
     usable = [address for record in rrset if not denied(address := IPv4Address(record.address), guest.opened)]
     for address in usable:
         guest.remember(name, address)
     return dns.rrset.from_text(rrset.name, rrset.ttl, "IN", "A", *map(str, usable)) if usable else None
+
+
+def _without_hints(rrset: dns.rrset.RRset) -> dns.rrset.RRset | None:
+    """The same without addresses (RFC 9460 7.3): its A records, which are checked, say them too."""
+    bare = []
+    for record in rrset:
+        params = {key: value for key, value in record.params.items() if key not in _HINTS}
+        must = params.get(dns.rdtypes.svcbbase.ParamKey.MANDATORY)
+        if must is None or not set(must.keys) & set(_HINTS):
+            bare.append(record.replace(params=params))
+    return dns.rrset.from_rdata_list(rrset.name, rrset.ttl, bare) if bare else None
 
 
 class _Udp(asyncio.DatagramProtocol):

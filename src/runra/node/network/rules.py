@@ -15,8 +15,30 @@ from runra.node.network.policy import DENIED, SMTP, Mode
 
 #: Messages per second about new and refused connections, of one sandbox: beyond it they are not told one by one.
 TOLD_PER_SECOND: Final = 20
+#: New connections and questions of one sandbox, per second, after a burst of twice its connections. Those that ended
+#: stay in the host's table for a while and no count sees them, so their number is held by how fast they come.
+ARRIVALS_PER_SECOND: Final = 200
 #: Prefixes of the kernel's messages.
 ALLOWED, REFUSED = "+", "-"
+
+
+#: A table that stands for as long as forwarding does which we turned on, also when we are gone: this machine was no
+#: router, and its neighbours' packets are not passed on now. A bridge belongs to another program (Docker, libvirt) that
+#: found forwarding on and counts on it; so does what is let in by a redirected port.
+GUARD_NAME: Final = "runra_forwarding"
+GUARD: Final = f"""add table ip {GUARD_NAME}
+delete table ip {GUARD_NAME}
+table ip {GUARD_NAME} {{
+    chain through {{
+        type filter hook forward priority filter; policy accept;
+        ct state established,related accept
+        ct status dnat accept
+        iifname "rn*" accept
+        meta iifkind "bridge" accept
+        drop
+    }}
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +81,9 @@ class Table:
         # `add` first: deleting what is not there would fail.
         return f"add table inet {self.name}\ndelete table inet {self.name}\n"
 
-    def make(self, ports: Ports, members: Iterable[Member]) -> str:
-        """Everything, replacing what was there in one step."""
+    def make(self, ports: Ports | None, members: Iterable[Member]) -> str:
+        """Everything, replacing what was there in one step. Without `ports` nobody of ours listens: what would go to
+        us is refused, whoever takes those ports next."""
         text = self.delete() + self._skeleton(ports)
         return text + "".join(self.admit(member) for member in members)
 
@@ -87,7 +110,7 @@ class Table:
 
     # --- the rules ---
 
-    def _skeleton(self, ports: Ports) -> str:
+    def _skeleton(self, ports: Ports | None) -> str:
         ours = f'iifname "{self.prefix}*"'
         count = f"{TOLD_PER_SECOND}/second burst {2 * TOLD_PER_SECOND} packets"
         tell = f"update @told {{ ip saddr limit rate {count} }} log group {self.group} snaplen 64 prefix"
@@ -103,6 +126,8 @@ class Table:
     set opened {{ type ipv4_addr; flags interval; auto-merge; {_elements(self.opened)} }}
     set told {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set connected {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set asked {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set arriving {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set sent {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set received {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
 
@@ -127,11 +152,7 @@ class Table:
     }}
     chain nat_guest {{
         ct mark set ip saddr map @marks
-        ip daddr {self.gateway} ip saddr @resolving udp dport 53 dnat ip to {self._at(ports.dns)}
-        ip daddr {self.gateway} ip saddr @resolving tcp dport 53 dnat ip to {self._at(ports.dns)}
-        ip daddr {self.gateway} ip saddr @gateway tcp dport 80 dnat ip to {self._at(ports.secrets)}
-        ip daddr {self.gateway} accept
-        ip saddr @listed tcp dport != {SMTP} dnat ip to {self._at(ports.proxy)}
+        {self._redirected(ports) if ports else ""}
     }}
     chain turn_back {{
         type filter hook prerouting priority -90; policy accept;
@@ -143,9 +164,10 @@ class Table:
         iifname != "lo" ip daddr {self.gateway} drop
     }}
     chain in_guest {{
-        ip daddr {self.gateway} ip saddr @resolving meta l4proto {{ tcp, udp }} th dport {ports.dns} accept
-        ip daddr {self.gateway} ip saddr @gateway tcp dport {ports.secrets} accept
-        ip daddr {self.gateway} ip saddr @listed tcp dport {ports.proxy} accept
+        ct state new {self._hurry()} goto refuse
+        ct state new meta l4proto udp add @asked {{ ip saddr ct count over {2 * self.connections} }} goto refuse
+        ct state new meta l4proto tcp add @connected {{ ip saddr ct count over {self.connections} }} goto refuse
+        {self._listening(ports) if ports else ""}
         goto refuse
     }}
     chain through {{
@@ -161,6 +183,7 @@ class Table:
         meta l4proto {{ tcp, udp }} th dport {SMTP} goto refuse
         meta l4proto != {{ tcp, udp, icmp }} drop
         ct state invalid drop
+        ct state new {self._hurry()} goto refuse
         ct state new add @connected {{ ip saddr ct count over {self.connections} }} goto refuse
         ct state new {tell} "{ALLOWED}"
         tcp flags syn tcp option maxseg size set rt mtu
@@ -183,6 +206,25 @@ class Table:
     }}
 }}
 """
+
+    def _redirected(self, ports: Ports) -> str:
+        return f"""
+        ip daddr {self.gateway} ip saddr @resolving udp dport 53 dnat ip to {self._at(ports.dns)}
+        ip daddr {self.gateway} ip saddr @resolving tcp dport 53 dnat ip to {self._at(ports.dns)}
+        ip daddr {self.gateway} ip saddr @gateway tcp dport 80 dnat ip to {self._at(ports.secrets)}
+        ip daddr {self.gateway} accept
+        ip saddr @listed tcp dport != {SMTP} dnat ip to {self._at(ports.proxy)}"""
+
+    def _listening(self, ports: Ports) -> str:
+        return f"""
+        ip daddr {self.gateway} ip saddr @resolving meta l4proto {{ tcp, udp }} th dport {ports.dns} accept
+        ip daddr {self.gateway} ip saddr @gateway tcp dport {ports.secrets} accept
+        ip daddr {self.gateway} ip saddr @listed tcp dport {ports.proxy} accept
+        ip daddr {self.gateway} ip saddr @open tcp dport {ports.proxy} ct state established accept"""
+
+    def _hurry(self) -> str:
+        rate = f"limit rate over {ARRIVALS_PER_SECOND}/second burst {2 * self.connections} packets"
+        return f"update @arriving {{ ip saddr {rate} }}"
 
     def _at(self, port: int) -> str:
         return f"{self.gateway}:{port}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
+
+from runra.node.network.netlink import Netlink
 
 #: Most that waits in this process for a slow reader, each way of each connection.
 CHUNK: Final = 128 * 1024
@@ -17,6 +20,7 @@ _ORIGINAL_DST: Final = 80
 #: A peer that vanished without a word is noticed after about two minutes (tcp(7)), also in the middle of sending.
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 _UNANSWERED_MS: Final = 300_000
+_NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
 def original_target(link: socket.socket) -> tuple[IPv4Address, int]:
@@ -30,13 +34,13 @@ def is_ours(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address belongs to this host: its services are not for sandboxes, whatever the address looks like."""
     if address.is_loopback:
         return True
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), 9))  # sends nothing; the kernel speaks to itself from the address it speaks to
-            return bool(probe.getsockname()[0] == str(address))
-    except OSError:
-        return False  # no route leads there: neither will a connection
+    with Netlink() as here:
+        try:
+            return here.leads_here(str(address))
+        except OSError as error:
+            if error.errno not in _NO_ROUTE:
+                raise
+            return False  # no route leads there: neither will a connection
 
 
 def tune(link: socket.socket) -> None:

@@ -27,6 +27,8 @@ _LEAST, _MOST, _FAILED = 1, 300, 5
 _KEPT: Final = 4096
 #: Questions under way at once, of all sandboxes together.
 _AT_ONCE: Final = 256
+#: Seconds a question waits for one of them to end.
+_PATIENCE: Final = 3.0
 
 
 class NoAnswer(Exception):
@@ -123,7 +125,12 @@ class Upstream:
         """One question to the servers; the first answer that is one. Raises NoAnswer."""
         if not self._servers:
             raise NoAnswer("this server has no name server to ask; give one with --dns")
-        async with self._room:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._room.acquire()
+        except TimeoutError:
+            raise NoAnswer("too many questions are under way") from None
+        try:
             for address, port in self._servers:
                 try:
                     response, _ = await dns.asyncquery.udp_with_fallback(query, address, timeout=_TIMEOUT, port=port)
@@ -131,6 +138,8 @@ class Upstream:
                     continue
                 if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
                     return response
+        finally:
+            self._room.release()
         raise NoAnswer("no name server answered")
 
 
