@@ -9,6 +9,7 @@ import pytest
 
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
+from runra.node.cgroups import Cgroup, Hierarchies, Limits
 from tests.hosting import hosted, need_wall, start_host
 
 
@@ -48,6 +49,14 @@ async def test_a_limit_that_cannot_be_held_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunraError, match="no limit speed"):
         await start_host(tmp_path / "wrong", allow_unenforced=frozenset({"speed"}))
     assert str(tmp_path / "wrong") not in Path("/proc/self/mountinfo").read_text(), "nothing was mounted for it"
+
+
+def test_no_swap_where_the_kernel_does_not_count_it(tmp_path: Path) -> None:
+    """A stand-in for cgroup v1 without memory.memsw.*: how a kernel was built cannot be changed for a test."""
+    group = Cgroup(Hierarchies({"memory": tmp_path}), "sb_test")
+    group.create(Limits(cpu=1, memory_mb=64, pids=10))
+    assert (tmp_path / "sb_test/memory.limit_in_bytes").read_text() == str(64 << 20)
+    assert (tmp_path / "sb_test/memory.swappiness").read_text() == "0"
 
 
 async def test_the_stronger_wall_for_everyone(tmp_path: Path) -> None:
