@@ -212,3 +212,11 @@ def test_version_and_help(cli: Cli) -> None:
     told = cli.ok("--help")
     for command in ("serve", "run", "create", "ps", "exec", "shell", "cp", "pause", "resume", "rm", "logs", "doctor"):
         assert re.search(rf"\b{command}\b", told)
+
+
+def test_the_wall_can_be_chosen(cli: Cli) -> None:
+    assert cli.ok("run", "--isolation", "bubblewrap", "echo hi") == "hi\n"
+    ran = cli("create", "--isolation", "paper")
+    assert ran.code == 1
+    assert ran.err.startswith("INVALID_CONFIG: ")
+    assert "bubblewrap" in ran.err

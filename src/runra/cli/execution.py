@@ -46,6 +46,7 @@ def run(
         list[str] | None,
         typer.Option("--file", "-f", metavar="LOCAL:REMOTE", help="Put a file or folder in first; again for each."),
     ] = None,
+    isolation: lifecycle.Isolation = None,
     allow: network.Allow = None,
     egress: network.Default = None,
     secret: network.Secrets = None,
@@ -58,7 +59,7 @@ def run(
     """
     from runra import Runra
 
-    given = lifecycle.config(image, cpu, memory_mb, env, workdir, timeout_ms)
+    given = lifecycle.config(image, cpu, memory_mb, env, workdir, timeout_ms, isolation)
     if wanted := network.policy(allow, egress, secret):
         given["network"] = wanted
     files = uploads(file or [])

@@ -26,6 +26,9 @@ Cpu = Annotated[int | None, typer.Option("--cpu", help="Cores: 2, 4 or 8.", envv
 MemoryMb = Annotated[int | None, typer.Option("--memory-mb", help="Memory in MB.", envvar="RUNRA_DEFAULT_MEMORY_MB")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Again for each variable.")]
 Workdir = Annotated[str | None, typer.Option("--workdir", "-w", help="Where commands start. [default: /workspace]")]
+Isolation = Annotated[
+    str | None, typer.Option("--isolation", help="The wall: bubblewrap or gvisor. [default: the server's]")
+]
 Lifetime = Annotated[
     int | None,
     typer.Option(
@@ -43,9 +46,10 @@ def config(
     env: list[str] | None,
     workdir: str | None,
     timeout_ms: int | None,
+    isolation: str | None,
 ) -> dict[str, Any]:
     """The options of a create that were given; what was not stays with the server."""
-    given: dict[str, Any] = {"image": image, "workdir": workdir, "timeout_ms": timeout_ms}
+    given: dict[str, Any] = {"image": image, "workdir": workdir, "timeout_ms": timeout_ms, "isolation": isolation}
     resources = {name: value for name, value in (("cpu", cpu), ("memory_mb", memory_mb)) if value is not None}
     if resources:
         given["resources"] = resources
@@ -72,6 +76,7 @@ def create(
     volume: Annotated[
         list[str] | None, typer.Option("--volume", metavar="NAME:/PATH[:ro]", help="Mount a volume. Again for each.")
     ] = None,
+    isolation: Isolation = None,
     allow: network.Allow = None,
     egress: network.Default = None,
     secret: network.Secrets = None,
@@ -80,7 +85,7 @@ def create(
     """Create a sandbox and print its id."""
     from runra import Runra
 
-    given = config(image, cpu, memory_mb, env, workdir, timeout_ms)
+    given = config(image, cpu, memory_mb, env, workdir, timeout_ms, isolation)
     if disk_mb is not None:
         given.setdefault("resources", {})["disk_mb"] = disk_mb
     if idle_timeout_ms is not None:
