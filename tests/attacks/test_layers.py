@@ -19,9 +19,9 @@ import pytest
 
 from runra.errors import RunraError
 from runra.node.images import unpacker
-from tests.hosting import Host, start_host, stop_host
+from tests.hosting import Host, hosted, start_host, stop_host
 from tests.images import oci
-from tests.images.conftest import hosting, layer_folders, leftovers
+from tests.images.conftest import layer_folders, leftovers
 from tests.images.oci import Layer, busybox, image, oci_archive
 
 VICTIM = "runra-layer-attack"
@@ -177,7 +177,7 @@ async def test_whiteouts_that_are_none(host: Host) -> None:
 
 async def test_bombs_end_at_the_bound(tmp_path: Path) -> None:
     """Gigabytes out of kilobytes, files without end, and holes without bounds."""
-    async with hosting(tmp_path / "data", max_image_mb=16, max_image_entries=2000) as host:
+    async with hosted(tmp_path / "data", max_image_mb=16, max_image_entries=2000) as host:
         zeros = oci.packed(Layer().add("bomb", b"\0" * (20 << 20)).bytes(), "gzip")[0]
         assert len(zeros) < 1 << 20
         assert "larger than" in (await refused(host, zeros)).message

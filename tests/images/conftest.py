@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from runra.contract import Credentials, ImageInfo
 from runra.errors import RunraError
 from runra.node.images.pull import Wanted
 from runra.node.images.store import reference_of
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import Host
 from tests.images.oci import BUSYBOX
 from tests.images.registries import OddRegistry, RealRegistry, odd_registry, real_registry
 
@@ -35,17 +34,6 @@ async def odd() -> AsyncIterator[OddRegistry]:
         pytest.skip("no static busybox: apt-get install busybox-static")
     async with odd_registry() as running:
         yield running
-
-
-@asynccontextmanager
-async def hosting(data_dir: Path, **settings: Any) -> AsyncIterator[Host]:
-    """A node; whatever happens nothing of it stays."""
-    host = await start_host(data_dir, **settings)
-    try:
-        yield host
-    finally:
-        await stop_host(host)
-    await until(lambda: host.left() == NOTHING)
 
 
 async def pull(

@@ -18,8 +18,8 @@ from aiohttp import web
 from runra.errors import RunraError
 from runra.node.images import registry, store
 from runra.node.settings import RegistrySettings
-from tests.hosting import Host, start_host, stop_host, until
-from tests.images.conftest import ORGANIZATION, hosting, layer_folders, leftovers, pull, refused
+from tests.hosting import Host, hosted, start_host, stop_host, until
+from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, Made, busybox, digest, image
 from tests.images.registries import OddRegistry, needs
 
@@ -241,7 +241,7 @@ async def test_a_create_follows_no_redirect_to_a_private_address(tmp_path: Path,
     """A public registry of an attacker's sends the server to addresses of the inside: it does not go."""
     from runra.node.images import addresses
 
-    async with hosting(tmp_path / "data") as host:
+    async with hosted(tmp_path / "data") as host:
         for public in ("8.8.8.8", "2606:4700::1111"):
             assert addresses.is_public(public)
         for inside in (
@@ -332,7 +332,7 @@ async def test_a_slow_registry_meets_the_deadline(odd: OddRegistry, tmp_path: Pa
     name = odd.push(made, "slow:1")
     odd.piece, odd.pause = 4096, 0.1
     private = {odd.host: RegistrySettings(private=True)}
-    async with hosting(tmp_path / "data", pull_timeout=3.0, registries=private) as host:
+    async with hosted(tmp_path / "data", pull_timeout=3.0, registries=private) as host:
         error = await refused(host.create(image=name))
         assert (error.code, error.status, error.retryable) == ("INTERNAL_ERROR", 504, True)
         assert "--pull-timeout" in error.message
@@ -340,7 +340,7 @@ async def test_a_slow_registry_meets_the_deadline(odd: OddRegistry, tmp_path: Pa
     # What came is kept, and taken up by the next.
     odd.pause, odd.piece = 0.0, 1 << 20
     before = len(odd.seen)
-    async with hosting(tmp_path / "data") as host:
+    async with hosted(tmp_path / "data") as host:
         await pull(host, name)
     assert any("Range" in request.headers for request in odd.seen[before:])
 
@@ -349,7 +349,7 @@ async def test_terminated_while_its_image_comes(odd: OddRegistry, tmp_path: Path
     name = odd.push(big(), "leaving:1")
     odd.piece, odd.pause = 4096, 0.05
     private = {odd.host: RegistrySettings(private=True)}
-    async with hosting(tmp_path / "data", registries=private) as host:
+    async with hosted(tmp_path / "data", registries=private) as host:
         creating = asyncio.create_task(host.create(image=name))
         await until(lambda: bool(odd.paths("/blobs/")))
         sandbox = next(iter(host.node.sandboxes.values()))
@@ -386,7 +386,7 @@ async def test_one_organization_leaves_pulls_to_others(odd: OddRegistry, tmp_pat
         return web.Response(status=404)
 
     private = {odd.host: RegistrySettings(private=True)}
-    async with hosting(tmp_path / "data", registries=private) as host:
+    async with hosted(tmp_path / "data", registries=private) as host:
         fine = odd.push(image(busybox()), "others:1")
         odd.hook = lambda request, number: (
             None if "/others/" in request.path or "/blobs/" in request.path else hold(request)
@@ -453,7 +453,7 @@ async def test_a_create_leaves_what_the_sandboxes_disk_may_take(odd: OddRegistry
     """Else whoever pulls enough breaks every sandbox's disk, which is a sparse file beside the images."""
     private = {odd.host: RegistrySettings(private=True)}
     name = odd.push(image(busybox()), "greedy:1")
-    async with hosting(tmp_path / "data", registries=private) as host:
+    async with hosted(tmp_path / "data", registries=private) as host:
         disk = tmp_path / "data/disk.img"
         if not disk.exists():
             pytest.skip("no disk image here: run as root, apt-get install btrfs-progs")
@@ -470,7 +470,7 @@ async def test_images_of_creates_make_room_for_others(
     monkeypatch.setattr(store, "_FRESH", 0.0)
     names = [odd.push(image(busybox(), Layer().add("of", b"%d" % n * (2 << 20))), f"cached:{n}") for n in range(4)]
     private = {odd.host: RegistrySettings(private=True)}
-    async with hosting(tmp_path / "data", registries=private, max_images_mb=5) as host:
+    async with hosted(tmp_path / "data", registries=private, max_images_mb=5) as host:
         images = host.node.images
         await pull(host, names[0])  # an administrator's stays
         sandbox = await host.create(image=names[1])  # in use, it stays
@@ -494,7 +494,7 @@ def test_a_server_killed_in_mid_pull(tmp_path: Path) -> None:
             program = f"""
 import asyncio, sys
 from pathlib import Path
-from tests.hosting import start_host
+from tests.hosting import start_host, hosted
 from tests.images.conftest import pull
 async def main():
     host = await start_host(Path({str(tmp_path / "data")!r}))
@@ -529,13 +529,13 @@ async def test_records_that_lost_their_layers_are_dropped(odd: OddRegistry, tmp_
     import shutil
 
     name = odd.push(image(busybox()), "lost:1")
-    async with hosting(tmp_path / "data") as host:
+    async with hosted(tmp_path / "data") as host:
         await pull(host, name)
         (folder,) = layer_folders(host)
     shutil.rmtree(folder)
     (tmp_path / "data/images/names/broken.json").write_text("{")
     (tmp_path / "data/images/layers/unfinished").mkdir()
-    async with hosting(tmp_path / "data") as host:
+    async with hosted(tmp_path / "data") as host:
         assert host.node.images.listed(ORGANIZATION) == []
         await host.node.images.layers.settled()
         assert layer_folders(host) == []

@@ -10,7 +10,8 @@ from aiohttp import web
 
 from runra.node.images import registry
 from runra.node.settings import RegistrySettings
-from tests.images.conftest import hosting, leftovers, pull
+from tests.hosting import hosted
+from tests.images.conftest import leftovers, pull
 from tests.images.oci import ARCHITECTURE, busybox, image, index
 from tests.images.registries import OddRegistry, odd_registry
 from tests.images.test_faults import big, largest
@@ -49,7 +50,7 @@ async def test_the_next_is_asked(odd: OddRegistry, tmp_path: Path, monkeypatch: 
 
         mirror.hook, mirror.piece = hook, 1 << 18
         mirrors = {odd.host: RegistrySettings(mirrors=(f"http://{mirror.host}",))}
-        async with hosting(tmp_path / "data", registries=mirrors) as host:
+        async with hosted(tmp_path / "data", registries=mirrors) as host:
             await pull(host, name)
             assert leftovers(host) == []
         assert len(asked) == 1, "asked again, although it had sent something wrong"

@@ -11,9 +11,9 @@ import pytest
 
 from runra.node.agent.types import ExecSpec
 from runra.node.settings import RegistrySettings
-from tests.hosting import Host, until
+from tests.hosting import Host, hosted, until
 from tests.images import oci
-from tests.images.conftest import ORGANIZATION, hosting, layer_folders, leftovers, pull, refused
+from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, busybox, image, index
 from tests.images.registries import RealRegistry, certificates, real_registry
 
@@ -124,7 +124,7 @@ async def test_owners_modes_links_and_attributes(registry: RealRegistry, host: H
 async def test_a_create_pulls_once_however_many_ask(registry: RealRegistry, tmp_path: Path) -> None:
     name = registry.push(image(busybox()), "asked:1")
     private = {registry.host: RegistrySettings(private=True)}
-    async with hosting(tmp_path / "data", registries=private) as host:
+    async with hosted(tmp_path / "data", registries=private) as host:
         sandboxes = await asyncio.gather(*(host.create(image=name) for _ in range(5)))
         assert {(await host.run(sandbox, "echo $0"))[1].code for sandbox in sandboxes} == {0}
         assert len([event for event in host.events if event.type == "image.ready"]) == 1
@@ -144,7 +144,7 @@ async def test_a_create_reaches_no_private_address_by_itself(registry: RealRegis
 
 async def test_an_operator_forbids_pulls_on_create(registry: RealRegistry, tmp_path: Path) -> None:
     name = registry.push(image(busybox()), "forbidden:1")
-    async with hosting(tmp_path / "data", pull_on_create=False) as host:
+    async with hosted(tmp_path / "data", pull_on_create=False) as host:
         error = await refused(host.create(image=name))
         assert (error.code, "runra image pull" in error.message) == ("INVALID_REQUEST", True)
         await pull(host, name)
@@ -156,7 +156,7 @@ async def test_a_private_image_is_its_organizations_own(tmp_path: Path) -> None:
     with real_registry(tmp_path / "registry", login=login) as registry:
         made = image(busybox(), Layer().add("secret", b"ours"))
         name = registry.push(made, "team/private:1")
-        async with hosting(tmp_path / "data") as host:
+        async with hosted(tmp_path / "data") as host:
             for wrong in (None, ("robot", "guess")):
                 error = await refused(pull(host, name, login=wrong))
                 assert (error.code, error.details["status"]) == ("INVALID_REQUEST", 401)
@@ -178,12 +178,12 @@ async def test_tls_with_an_authority_of_its_own(tmp_path: Path) -> None:
     tls = certificates(tmp_path / "tls")
     with real_registry(tmp_path / "registry", tls=tls) as registry:
         name = registry.push(image(busybox()), "over/tls:1")
-        async with hosting(tmp_path / "strict") as host:
+        async with hosted(tmp_path / "strict") as host:
             error = await refused(pull(host, name))
             assert "certificate is not trusted" in error.message
             assert "caFile" in error.message
         for settings in (RegistrySettings(ca_file=tls[0]), RegistrySettings(insecure=True)):
-            async with hosting(tmp_path / f"data-{settings.insecure}", registries={registry.host: settings}) as host:
+            async with hosted(tmp_path / f"data-{settings.insecure}", registries={registry.host: settings}) as host:
                 await pull(host, name)
 
 
@@ -193,7 +193,7 @@ async def test_a_mirror_is_asked_first(registry: RealRegistry, tmp_path: Path) -
         "nowhere.invalid": RegistrySettings(mirrors=("http://127.0.0.1:1", registry.url)),
         "docker.io": RegistrySettings(mirrors=(registry.url,)),
     }
-    async with hosting(tmp_path / "data", registries=mirrors) as host:
+    async with hosted(tmp_path / "data", registries=mirrors) as host:
         await pull(host, "nowhere.invalid/library/tool:1")
         # A tenant's create comes this way too: where a mirror is, the operator has said.
         await host.create(image="tool:1")

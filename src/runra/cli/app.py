@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -77,6 +77,13 @@ def _add(to: typer.Typer, name: str, command: Callable[..., None], *, failure: i
     to.command(name, context_settings=settings)(_guarded(command, failure))
 
 
+def _group(name: str, help: str, commands: Mapping[str, Callable[..., None]], *, hidden: bool = False) -> None:
+    group = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+    for command, does in commands.items():
+        _add(group, command, does)
+    app.add_typer(group, name=name, hidden=hidden)
+
+
 _add(app, "serve", serving.serve)
 _add(app, "run", execution.run, failure=FAILED_ITSELF)
 _add(app, "create", lifecycle.create)
@@ -95,48 +102,44 @@ _add(app, "doctor", examination.doctor)
 
 _add(app, "fork", keeping.fork)
 
-snapshot = typer.Typer(help="Keep a sandbox's files, list and delete.", no_args_is_help=True, rich_markup_mode=None)
-_add(snapshot, "create", keeping.snapshot_create)
-_add(snapshot, "ls", keeping.snapshot_ls)
-_add(snapshot, "rm", keeping.snapshot_rm)
-app.add_typer(snapshot, name="snapshot")
-
-volume = typer.Typer(help="Make, list and delete volumes.", no_args_is_help=True, rich_markup_mode=None)
-_add(volume, "create", keeping.volume_create)
-_add(volume, "ls", keeping.volume_ls)
-_add(volume, "rm", keeping.volume_rm)
-app.add_typer(volume, name="volume")
-config = typer.Typer(
-    help="The runtime's options, and where each comes from.", no_args_is_help=True, rich_markup_mode=None
+_group(
+    "snapshot",
+    "Keep a sandbox's files, list and delete.",
+    {"create": keeping.snapshot_create, "ls": keeping.snapshot_ls, "rm": keeping.snapshot_rm},
 )
-_add(config, "show", configuring.show)
-_add(config, "check", configuring.check)
-app.add_typer(config, name="config")
 
-image = typer.Typer(help="Pull, import, build and delete images.", no_args_is_help=True, rich_markup_mode=None)
-_add(image, "pull", images.pull)
-_add(image, "ls", images.ls)
-_add(image, "inspect", images.inspect)
-_add(image, "rm", images.rm)
-_add(image, "prune", images.prune)
-_add(image, "import", images.import_)
-_add(image, "build", images.build)
-app.add_typer(image, name="image")
+_group(
+    "volume",
+    "Make, list and delete volumes.",
+    {"create": keeping.volume_create, "ls": keeping.volume_ls, "rm": keeping.volume_rm},
+)
 
-key = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
-_add(key, "create", keys.create)
-_add(key, "ls", keys.ls)
-_add(key, "rm", keys.rm)
-app.add_typer(key, name="key")
+_group(
+    "config",
+    "The runtime's options, and where each comes from.",
+    {"show": configuring.show, "check": configuring.check},
+)
 
-port = typer.Typer(help="Servers in a sandbox, seen from outside.", no_args_is_help=True, rich_markup_mode=None)
-_add(port, "expose", ports.expose)
-_add(port, "ls", ports.ls)
-_add(port, "close", ports.close)
-_add(port, "url", ports.url)
-_add(port, "revoke", ports.revoke)
-app.add_typer(port, name="port")
+_group(
+    "image",
+    "Pull, import, build and delete images.",
+    {
+        "pull": images.pull,
+        "ls": images.ls,
+        "inspect": images.inspect,
+        "rm": images.rm,
+        "prune": images.prune,
+        "import": images.import_,
+        "build": images.build,
+    },
+)
 
-auth = typer.Typer(help="Another name for `runra key`.", no_args_is_help=True, rich_markup_mode=None)
-_add(auth, "create-key", keys.create_key)
-app.add_typer(auth, name="auth", hidden=True)
+_group("key", "Make, list and revoke API keys.", {"create": keys.create, "ls": keys.ls, "rm": keys.rm})
+
+_group(
+    "port",
+    "Servers in a sandbox, seen from outside.",
+    {"expose": ports.expose, "ls": ports.ls, "close": ports.close, "url": ports.url, "revoke": ports.revoke},
+)
+
+_group("auth", "Another name for `runra key`.", {"create-key": keys.create_key}, hidden=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from runra.cli.lifecycle import AsJson
-from runra.cli.output import age, complain, say, show_json, show_table, size
-from runra.errors import RunraError
+from runra.cli.lifecycle import AsJson, each
+from runra.cli.output import age, say, show_json, show_table, size
 
 References = Annotated[list[str], typer.Argument(metavar="NAME...", help="By name or id.")]
 
@@ -51,7 +49,7 @@ def snapshot_rm(references: References) -> None:
     from runra import Runra
 
     with Runra() as client:
-        _each(references, client.snapshots.delete)
+        each(references, client.snapshots.delete)
 
 
 def fork(
@@ -119,21 +117,4 @@ def volume_rm(references: References) -> None:
     from runra import Runra
 
     with Runra() as client:
-        _each(references, client.volumes.delete)
-
-
-def _each(references: list[str], deed: Callable[[str], Any]) -> None:
-    """Do it to each and print it when done; one that fails does not keep the others from their turn."""
-    failed = 0
-    for reference in references:
-        try:
-            deed(reference)
-            print(reference, flush=True)
-        except RunraError as error:
-            if error.code in ("NETWORK_ERROR", "UNAUTHORIZED", "INVALID_CONFIG"):
-                raise
-            complain(error)
-            failed += 1
-    if failed:
-        say(f"{failed} of {len(references)} failed")
-        raise typer.Exit(1)
+        each(references, client.volumes.delete)

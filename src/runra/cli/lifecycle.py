@@ -162,22 +162,27 @@ def rm(
 
 
 def _each(ids: list[str], deed: Callable[[Sandbox], Any], *, everything: bool = False) -> None:
-    """Do it to each and print its id when done; one that fails does not keep the others from their turn."""
+    """Do it to each, or to all that live."""
     from runra import Runra
 
-    failed = 0
     with Runra() as client:
         if everything:
             ids = [sandbox.id for state in _ALIVE for sandbox in client.sandboxes.iter(state=state)]
-        for sandbox_id in ids:
-            try:
-                deed(client.sandboxes.get(sandbox_id))
-                print(sandbox_id, flush=True)
-            except RunraError as error:
-                if error.code in ("NETWORK_ERROR", "UNAUTHORIZED", "INVALID_CONFIG"):
-                    raise
-                complain(error)
-                failed += 1
+        each(ids, lambda sandbox_id: deed(client.sandboxes.get(sandbox_id)))
+
+
+def each(names: list[str], deed: Callable[[str], object]) -> None:
+    """Do it to each and print its name when done; one that fails does not keep the others from their turn."""
+    failed = 0
+    for name in names:
+        try:
+            deed(name)
+            print(name, flush=True)
+        except RunraError as error:
+            if error.code in ("NETWORK_ERROR", "UNAUTHORIZED", "INVALID_CONFIG"):
+                raise
+            complain(error)
+            failed += 1
     if failed:
-        say(f"{failed} of {len(ids)} failed")
+        say(f"{failed} of {len(names)} failed")
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ import contextlib
 import re
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -70,7 +71,7 @@ class Route:
     secret: Secret | None = None
 
 
-class _Side:
+class _Side(ABC):
     """One end of the proxy: a parser, and the bytes it reads from and writes to."""
 
     def __init__(self, role: Any, first: bytes = b"") -> None:
@@ -78,15 +79,15 @@ class _Side:
         if first:
             self.parser.receive_data(first)
 
-    async def read(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    async def read(self) -> bytes: ...
 
-    async def write(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def write(self, data: bytes) -> None: ...
 
+    @abstractmethod
     def finish(self) -> None:
         """Nothing more will be written."""
-        raise NotImplementedError
 
     async def event(self, timeout: float = _SILENCE) -> Any:
         """The next event. Raises RemoteProtocolError, OSError, TimeoutError."""
