@@ -10,8 +10,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.hosting import Host, both_walls
 
 #: A program that tries a call by number and prints the errno it got (0: it worked).
@@ -227,7 +225,7 @@ async def test_neighbours_and_host_are_invisible(host: Host) -> None:
 
 
 @both_walls
-async def test_the_hosts_own_secrets_are_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_hosts_own_secrets_are_not_there(host: Host) -> None:
     sandbox = await host.create()
     output, _ = await host.run(
         sandbox,
@@ -239,10 +237,10 @@ async def test_the_hosts_own_secrets_are_not_there(host: Host, monkeypatch: pyte
         if len(secret) > 3:
             assert secret not in output, name
     for name, value in os.environ.items():
-        if "KEY" in name or "TOKEN" in name or "SECRET" in name:
+        if ("KEY" in name or "TOKEN" in name or "SECRET" in name) and len(value) >= 8:  # "1" is in every output
             assert value not in output, name
     own = subprocess.run(["cat", "/etc/machine-id"], capture_output=True, text=True, check=False).stdout.strip()
     inside, _ = await host.run(sandbox, "cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname")
     assert not own or own not in inside
     assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() not in inside
-    assert os.uname().nodename not in inside
+    assert os.uname().nodename not in inside.split()  # a random name may well hold a short one
