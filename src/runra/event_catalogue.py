@@ -109,7 +109,15 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
         fields={**_CALL, "output": "the result", "isError": "whether it failed", "durationMs": "how long it took"},
     ),
     "agent.message": Kind("The agent says something.", fields={"text": "what"}),
-    "agent.error": Kind("The agent failed.", "error", _FAILURE),
+    "agent.error": Kind(
+        "Something went wrong for the agent; the run has failed where it is fatal.",
+        "error",
+        {
+            "message": "what happened",
+            "kind": "of a failed run: `auth`, `budget`, `sandbox`, `timeout` and so on",
+            "fatal": "whether that is the end",
+        },
+    ),
     "cost.runtime": Kind("Cost of the sandbox's running time.", "debug", _MONEY),
     "cost.llm": Kind(
         "A call of the model: its tokens and cost. A warning when it failed.",

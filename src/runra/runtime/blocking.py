@@ -328,6 +328,16 @@ class SyncRunStream:
         """How many events were lost because they were not read in time."""
         return self._inner.dropped
 
+    def send_message(self, message: str) -> None:
+        """Say more to the agent: it has it as the next turn of the same conversation. Raises INVALID_CONFIG for an
+        agent that takes no messages, INVALID_STATE when the run has ended."""
+        self._portal.call(lambda: self._inner.send_message(message))
+
+    def stop(self) -> None:
+        """End the agent's work; the run then ends with a result whose failure is `stopped`, costs and files in it.
+        One that has ended is fine."""
+        self._portal.call(lambda: self._inner.stop())
+
     def __enter__(self) -> Self:
         self._portal.call(lambda: self._inner.__aenter__())
         return self
@@ -417,18 +427,27 @@ class SyncRunra:
         *,
         sandbox_id: str | None = None,
         sandbox_options: SandboxConfig | Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        diff: bool | None = None,
         timeout_ms: int | None = None,
     ) -> AgentResult:
         """Let the agent work on a prompt until it is done: in the sandbox `sandbox_id`, or in a new one of
         `sandbox_options`, which ends with the run.
 
-        An agent that fails is a result with `success` False and its `error`. `timeout_ms` ends the run likewise; there
-        is none when unset. Cancelled, the agent is stopped and a sandbox made for it is ended. Raises INVALID_CONFIG
-        when no agent is configured, and whatever making the sandbox raises.
+        `session_id` goes on with an earlier run's conversation in the same sandbox. `diff` keeps what was changed in
+        text files as one unified diff. An agent that fails is a result with `success` False, its `error` and `failure`.
+        `timeout_ms` ends the run likewise; there is none when unset. Cancelled, the agent is stopped and a sandbox made
+        for it is ended. Raises INVALID_CONFIG when no agent is configured or it cannot do what is asked, and whatever
+        making the sandbox raises.
         """
         return self._portal.call(
             lambda: self._inner.start(
-                prompt, sandbox_id=sandbox_id, sandbox_options=sandbox_options, timeout_ms=timeout_ms
+                prompt,
+                sandbox_id=sandbox_id,
+                sandbox_options=sandbox_options,
+                session_id=session_id,
+                diff=diff,
+                timeout_ms=timeout_ms,
             )
         )
 
@@ -438,14 +457,22 @@ class SyncRunra:
         *,
         sandbox_id: str | None = None,
         sandbox_options: SandboxConfig | Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        diff: bool | None = None,
         timeout_ms: int | None = None,
     ) -> SyncRunStream:
         """As `start`, with the run's events as they come: `async with runra.stream(…) as run: async for event in run`;
-        then `run.result`. Leaving the block early cancels the run."""
+        then `run.result`. `run.send_message` says more to the agent, `run.stop` ends its work. Leaving the block early
+        cancels the run."""
         return self._portal.wrap(
             self._portal.do(
                 lambda: self._inner.stream(
-                    prompt, sandbox_id=sandbox_id, sandbox_options=sandbox_options, timeout_ms=timeout_ms
+                    prompt,
+                    sandbox_id=sandbox_id,
+                    sandbox_options=sandbox_options,
+                    session_id=session_id,
+                    diff=diff,
+                    timeout_ms=timeout_ms,
                 )
             )
         )

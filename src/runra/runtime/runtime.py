@@ -16,7 +16,9 @@ from runra.errors import RunraError
 from runra.runtime.bus import Handler
 from runra.runtime.capabilities import needs_of_create, needs_of_list, require
 from runra.runtime.config import Resolved, resolve
+from runra.runtime.controls import RunControls
 from runra.runtime.registry import AGENTS, EXPORTERS, LLMS, SANDBOX_PROVIDERS
+from runra.runtime.run import AgentRun
 from runra.runtime.sandbox import TERMINATE_S, Sandbox
 from runra.runtime.sandboxes.base import BaseProvider, full
 from runra.runtime.session import Session
@@ -31,6 +33,8 @@ from runra.tracing import Run, current_run
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from runra.events import Event, EventType
+    from runra.runtime.model_access import ModelAccess
     from runra.runtime.options import RunraOptions
     from runra.runtime.providers import AgentAdapter, Exporter, LLMProvider, SandboxProvider
     from runra.sdk.types import SandboxOptions
@@ -74,6 +78,7 @@ class Runra:
         if chosen.log_level is not None:
             logging.getLogger("runra").setLevel(_LEVELS[chosen.log_level])
         self._llm: LLMProvider | None = None
+        self._access: ModelAccess | None = None
         self._tasks = Tasks()
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
@@ -164,16 +169,20 @@ class Runra:
         *,
         sandbox_id: str | None = None,
         sandbox_options: SandboxConfig | Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        diff: bool | None = None,
         timeout_ms: int | None = None,
     ) -> AgentResult:
         """Let the agent work on a prompt until it is done: in the sandbox `sandbox_id`, or in a new one of
         `sandbox_options`, which ends with the run.
 
-        An agent that fails is a result with `success` False and its `error`. `timeout_ms` ends the run likewise; there
-        is none when unset. Cancelled, the agent is stopped and a sandbox made for it is ended. Raises INVALID_CONFIG
-        when no agent is configured, and whatever making the sandbox raises.
+        `session_id` goes on with an earlier run's conversation in the same sandbox. `diff` keeps what was changed in
+        text files as one unified diff. An agent that fails is a result with `success` False, its `error` and `failure`.
+        `timeout_ms` ends the run likewise; there is none when unset. Cancelled, the agent is stopped and a sandbox made
+        for it is ended. Raises INVALID_CONFIG when no agent is configured or it cannot do what is asked, and whatever
+        making the sandbox raises.
         """
-        params = start_params(prompt, sandbox_id, sandbox_options)
+        params = start_params(prompt, sandbox_id, sandbox_options, session_id, diff)
         return await self._start(params, Run(), timeout_ms)
 
     def stream(
@@ -182,15 +191,20 @@ class Runra:
         *,
         sandbox_id: str | None = None,
         sandbox_options: SandboxConfig | Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        diff: bool | None = None,
         timeout_ms: int | None = None,
     ) -> RunStream:
         """As `start`, with the run's events as they come: `async with runra.stream(…) as run: async for event in run`;
-        then `run.result`. Leaving the block early cancels the run."""
-        params = start_params(prompt, sandbox_id, sandbox_options)
-        run = Run()
-        return RunStream(self._session, run, lambda: self._start(params, run, timeout_ms))
+        then `run.result`. `run.send_message` says more to the agent, `run.stop` ends its work. Leaving the block early
+        cancels the run."""
+        params = start_params(prompt, sandbox_id, sandbox_options, session_id, diff)
+        run, controls = Run(), RunControls()
+        return RunStream(self._session, run, controls, lambda: self._start(params, run, timeout_ms, controls))
 
-    async def _start(self, params: StartParams, run: Run, timeout_ms: int | None) -> AgentResult:
+    async def _start(
+        self, params: StartParams, run: Run, timeout_ms: int | None, controls: RunControls | None = None
+    ) -> AgentResult:
         chosen = self._resolved.options.agent
         if chosen is None or self._make_agent is None:
             raise RunraError(
@@ -206,13 +220,28 @@ class Runra:
             try:
                 await agent.initialize(config)
                 async with self._sandbox_for(params) as sandbox:
-                    result = await work_on(agent, params.prompt, sandbox, self._llm, self._session, run, timeout_ms)
+                    result = await work_on(agent, self._run_of(params, run, sandbox), timeout_ms, diff=params.diff)
             finally:
+                if controls is not None:
+                    controls.detach()
                 await to_end(agent.dispose(), TERMINATE_S)
             took = result.total_duration_ms or int((time.monotonic() - began) * 1000)
             return result.model_copy(update={"run_id": run.id, "total_duration_ms": took})
 
+        if controls is not None:
+            controls.attach(agent)
         return await self._tasks.run(work(), f"runra-run {run.id}")
+
+    def _run_of(self, params: StartParams, run: Run, sandbox: Sandbox) -> AgentRun:
+        def emit(type: EventType, data: dict[str, Any]) -> Event:
+            return self._session.emit(type, sandbox.id, data, run)
+
+        if self._access is None:
+            # Here rather than above: programs that only use sandboxes load no gateway.
+            from runra.runtime.model_access import ModelAccess
+
+            self._access = ModelAccess()
+        return AgentRun(run, params.prompt, sandbox, self._llm, emit, params.session_id or "", self._access)
 
     @asynccontextmanager
     async def _sandbox_for(self, params: StartParams) -> AsyncGenerator[Sandbox, None]:
@@ -271,10 +300,12 @@ class Runra:
             async with asyncio.timeout(left()):
                 await work
 
-        opening, llm, pipeline = self._opening, self._llm, self._pipeline
+        opening, llm, pipeline, access = self._opening, self._llm, self._pipeline, self._access
         parts: list[Callable[[], Awaitable[None]]] = []
         if pipeline is not None:
             parts.append(lambda: bounded(pipeline.close(left())))
+        if access is not None:
+            parts.append(lambda: bounded(access.close()))
         if llm is not None:
             parts.append(lambda: bounded(llm.dispose()))
         if opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None:

@@ -35,17 +35,25 @@ def start_params(
     prompt: str | StartParams | Mapping[str, Any],
     sandbox_id: str | None,
     sandbox_options: SandboxConfig | Mapping[str, Any] | None,
+    session_id: str | None,
+    diff: bool | None,
 ) -> StartParams:
     """What `start` was given, as one model. Raises INVALID_REQUEST."""
     given = prompt if not isinstance(prompt, str) else {"prompt": prompt}
     options = None if sandbox_options is None else merged(sandbox_options, {}, "sandbox_options")
-    keywords = {"sandbox_id": sandbox_id, "sandbox_options": options}
+    keywords = {"sandbox_id": sandbox_id, "sandbox_options": options, "session_id": session_id, "diff": diff}
     params = checked(StartParams, merged(given, keywords, "start"))
     if params.sandbox_id is not None and params.sandbox_options is not None:
         raise RunraError(
             "INVALID_REQUEST",
             "give either sandbox_id or sandbox_options, not both",
             details={"field": "sandbox_options"},
+        )
+    if params.session_id is not None and params.sandbox_id is None:
+        raise RunraError(
+            "INVALID_REQUEST",
+            "session_id: a conversation lives in its sandbox; give that one's sandbox_id as well",
+            details={"field": "session_id"},
         )
     return params
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from runra.errors import RunraError
 from runra.events import Event, Subscription
+from runra.runtime.controls import RunControls
 from runra.runtime.session import Session
 from runra.runtime.types import AgentResult
 from runra.tracing import Run
@@ -22,9 +23,16 @@ class RunStream:
     """Events of one run: iterate it in an `async with` block. `result` is there once the iteration has ended; a run
     that could not begin raises from the iteration. Who reads 10,000 events too slowly loses the oldest."""
 
-    def __init__(self, session: Session, run: Run, start: Callable[[], Coroutine[Any, Any, AgentResult]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        run: Run,
+        controls: RunControls,
+        start: Callable[[], Coroutine[Any, Any, AgentResult]],
+    ) -> None:
         self.id = run.id
         self._session = session
+        self._controls = controls
         self._start = start
         self._events = Subscription(lambda event: event.run_id == run.id, _WAITING)
         self._task: asyncio.Task[AgentResult] | None = None
@@ -41,6 +49,16 @@ class RunStream:
     def dropped(self) -> int:
         """How many events were lost because they were not read in time."""
         return self._events.dropped
+
+    async def send_message(self, message: str) -> None:
+        """Say more to the agent: it has it as the next turn of the same conversation. Raises INVALID_CONFIG for an
+        agent that takes no messages, INVALID_STATE when the run has ended."""
+        await self._controls.send_message(message)
+
+    async def stop(self) -> None:
+        """End the agent's work; the run then ends with a result whose failure is `stopped`, costs and files in it.
+        One that has ended is fine."""
+        await self._controls.stop()
 
     async def __aenter__(self) -> Self:
         self._detach = self._session.listen(self._events.offer)

@@ -78,15 +78,60 @@ class PortInfo(Wire):
 
 
 class StartParams(Request):
-    """What `start` is given: the prompt, and a sandbox by id, or options of a new one (the defaults when unset)."""
+    """What `start` is given: the prompt, and a sandbox by id, or options of a new one (the defaults when unset).
+    `session_id`: go on with a conversation an earlier run in that sandbox had. `diff`: keep what the agent changed in
+    text files, as one unified diff."""
 
     prompt: str = Field(min_length=1)
     sandbox_id: str | None = None
     sandbox_options: dict[str, Any] | None = None
+    session_id: str | None = Field(None, min_length=1, max_length=200)
+    diff: bool = False
+
+
+class Usage(Wire):
+    """Tokens, counted alike for all providers: `input_tokens` without what the cache read or wrote, `output_tokens`
+    with `reasoning_tokens` in them. `cost` in US dollars where the provider itself says so."""
+
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
+
+    @property
+    def total(self) -> int:
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.output_tokens
+
+
+class Failure(Wire):
+    """Why a run failed. `kind`: one of the model's (`llms.failures.Kind`), or `setup` (the agent could not be started),
+    `silence` (it said nothing for too long), `timeout`, `stopped` (by its caller), `sandbox` (it broke), `no_result`
+    (the agent never said how it ended), `failed`. `stderr`: the agent's last lines there."""
+
+    kind: str
+    message: str
+    retryable: bool = False
+    stderr: list[str] = Field(default_factory=list)
+
+
+class ChangedFiles(Wire):
+    """Files below the agent's workdir that differ from before the run, `.git` left out; at most 1,000 of a kind are
+    named, and `truncated` says that there were more."""
+
+    created: list[str] = Field(default_factory=list)
+    modified: list[str] = Field(default_factory=list)
+    deleted: list[str] = Field(default_factory=list)
+    truncated: bool = False
 
 
 class AgentResult(Wire):
-    """How a run ended (seed, AgentResult). `total_cost` in US dollars; None where a model's price is not known."""
+    """How a run ended (seed, AgentResult). `total_cost` in US dollars; None where a model's price is not known.
+
+    `cost_source`: who counted it, our `gateway`, the `agent` itself, or `none` where no model was paid for. `files` is
+    None where it could not be told. `session_id` goes into a later `start` in the same sandbox.
+    """
 
     success: bool
     summary: str
@@ -95,6 +140,12 @@ class AgentResult(Wire):
     total_cost: float | None = 0.0
     error: str | None = None
     run_id: str = ""
-
-
-StopReason = Literal["end_turn", "tool_use", "max_tokens", "stop"]
+    sandbox_id: str = ""
+    session_id: str = ""
+    cost_source: Literal["gateway", "agent", "none"] = "none"
+    usage: Usage = Field(default_factory=Usage)
+    usage_by_model: dict[str, Usage] = Field(default_factory=dict)
+    files: ChangedFiles | None = None
+    diff: str | None = None
+    failure: Failure | None = None
+    warnings: list[str] = Field(default_factory=list)

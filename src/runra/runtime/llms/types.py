@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from runra.contract import Request, Wire
+from runra.runtime.types import Usage as Usage
 
 #: The wire formats: Anthropic Messages, OpenAI Responses, OpenAI Chat Completions, Gemini generateContent.
 Format = Literal["messages", "responses", "chat", "gemini"]
@@ -121,22 +122,6 @@ class LLMRequest(Request):
     thinking_budget: int | None = Field(default=None, ge=0)
     model: str | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
-
-
-class Usage(Wire):
-    """Tokens of one call, counted alike for all providers: `input_tokens` without what the cache read or wrote,
-    `output_tokens` with `reasoning_tokens` in them. `cost` in US dollars where the provider itself says so."""
-
-    input_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost: float | None = None
-
-    @property
-    def total(self) -> int:
-        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens + self.output_tokens
 
 
 class ToolCall(Wire):
