@@ -99,7 +99,16 @@ SANDBOX_PROVIDERS: Final[Registry[Any]] = Registry(
         "cubesandbox": f"{_HERE}.sandboxes.cubesandbox:CubeSandboxProvider",
     },
 )
-AGENTS: Final[Registry[Any]] = Registry("agent", "runra.agents", {"custom": f"{_HERE}.agents.custom:CustomAgent"})
+AGENTS: Final[Registry[Any]] = Registry(
+    "agent",
+    "runra.agents",
+    {
+        "claude-code": f"{_HERE}.agents.cli:claude_code",
+        "codex": f"{_HERE}.agents.cli:codex",
+        "opencode": f"{_HERE}.agents.cli:opencode",
+        "custom": f"{_HERE}.agents.custom:CustomAgent",
+    },
+)
 LLMS: Final[Registry[Any]] = Registry(
     "model provider",
     "runra.llms",

@@ -37,9 +37,11 @@ class OutputChunk:
 
 
 class Lines:
-    """Cuts a stream into lines, without their ends (`\\n` or `\\r\\n`)."""
+    """Cuts a stream into lines, without their ends (`\\n` or `\\r\\n`). One longer than `limit` characters comes in
+    pieces."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
         self._decode = _Decoder(errors="replace").decode
         self._open: list[str] = []
         self._length = 0
@@ -54,10 +56,10 @@ class Lines:
         if rest:
             self._open.append(rest)
             self._length += len(rest)
-            if self._length > MAX_LINE:
+            if self._length > self._limit:
                 long = "".join(self._open)
-                whole_pieces = len(long) - len(long) % MAX_LINE
-                lines += [long[at : at + MAX_LINE] for at in range(0, whole_pieces, MAX_LINE)]
+                whole_pieces = len(long) - len(long) % self._limit
+                lines += [long[at : at + self._limit] for at in range(0, whole_pieces, self._limit)]
                 self._open = [long[whole_pieces:]]
                 self._length = len(self._open[0])
         if last and (tail := "".join(self._open)):

@@ -18,6 +18,11 @@ from runra.runtime.agents.transcripts.types import AgentEvent, Verdict
 class Transcript(Protocol):
     """The reader of one run. What it does not know it passes over: new versions add lines and fields."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has said how it ended; its process has nothing more to do."""
+        ...
+
     def feed(self, line: str) -> list[AgentEvent]: ...
 
     def verdict(self, exit_code: int | None) -> Verdict:

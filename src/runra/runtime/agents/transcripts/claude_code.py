@@ -29,6 +29,10 @@ class ClaudeCode:
         self._names: dict[str, str] = {}
         self._last_error = ""
 
+    @property
+    def ended(self) -> bool:
+        return self._result is not None
+
     def feed(self, line: str) -> list[AgentEvent]:
         event = read_line(line)
         self._session = text(event.get("session_id")) or self._session

@@ -35,6 +35,10 @@ class Codex:
         self._usage = Usage()
         self._begun: set[str] = set()
 
+    @property
+    def ended(self) -> bool:
+        return self._completed or bool(self._failure)
+
     def feed(self, line: str) -> list[AgentEvent]:
         event = read_line(line)
         match event.get("type"):

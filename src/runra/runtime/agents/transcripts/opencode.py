@@ -33,6 +33,10 @@ class OpenCode:
         self._usage = Usage()
         self._cost = 0.0
 
+    @property
+    def ended(self) -> bool:
+        return self._reason == "stop"
+
     def feed(self, line: str) -> list[AgentEvent]:
         event = read_line(line)
         self._session = text(event.get("sessionID")) or self._session
