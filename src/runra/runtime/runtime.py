@@ -183,7 +183,7 @@ class Runra:
         making the sandbox raises.
         """
         params = start_params(prompt, sandbox_id, sandbox_options, session_id, diff)
-        return await self._start(params, Run(), timeout_ms)
+        return await self._start(params, Run(), self._controls(), timeout_ms)
 
     def stream(
         self,
@@ -199,20 +199,21 @@ class Runra:
         then `run.result`. `run.send_message` says more to the agent, `run.stop` ends its work. Leaving the block early
         cancels the run."""
         params = start_params(prompt, sandbox_id, sandbox_options, session_id, diff)
-        run, controls = Run(), RunControls()
-        return RunStream(self._session, run, controls, lambda: self._start(params, run, timeout_ms, controls))
+        run, controls = Run(), self._controls()
+        return RunStream(self._session, run, controls, lambda: self._start(params, run, controls, timeout_ms))
 
-    async def _start(
-        self, params: StartParams, run: Run, timeout_ms: int | None, controls: RunControls | None = None
-    ) -> AgentResult:
-        chosen = self._resolved.options.agent
-        if chosen is None or self._make_agent is None:
+    def _controls(self) -> RunControls:
+        return RunControls(None if self._make_agent is None else self._make_agent())
+
+    async def _start(self, params: StartParams, run: Run, controls: RunControls, timeout_ms: int | None) -> AgentResult:
+        chosen, agent = self._resolved.options.agent, controls.agent
+        if chosen is None or agent is None:
             raise RunraError(
                 "INVALID_CONFIG",
                 "no agent is configured: give agent={'provider': …} to Runra, or set it in runra.config.json",
                 details={"field": "agent"},
             )
-        agent, config = self._make_agent(), chosen.config
+        config = chosen.config
 
         async def work() -> AgentResult:
             current_run.set(run)  # in this task's own context
@@ -222,14 +223,11 @@ class Runra:
                 async with self._sandbox_for(params) as sandbox:
                     result = await work_on(agent, self._run_of(params, run, sandbox), timeout_ms, diff=params.diff)
             finally:
-                if controls is not None:
-                    controls.detach()
+                controls.detach()
                 await to_end(agent.dispose(), TERMINATE_S)
             took = result.total_duration_ms or int((time.monotonic() - began) * 1000)
             return result.model_copy(update={"run_id": run.id, "total_duration_ms": took})
 
-        if controls is not None:
-            controls.attach(agent)
         return await self._tasks.run(work(), f"runra-run {run.id}")
 
     def _run_of(self, params: StartParams, run: Run, sandbox: Sandbox) -> AgentRun:
