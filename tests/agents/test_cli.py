@@ -267,3 +267,16 @@ async def test_some_tools_a_plan_and_a_system_prompt(make: Make, agent: str) -> 
         assert "read" in names
         assert not names & {"bash", "write", "edit", "multiedit", "patch", "task", "webfetch"}
         assert "Speak like a pirate." in json.dumps(asked.body)
+
+
+async def test_the_sandbox_of_a_run(make: Make) -> None:
+    """Of the agent's own image where none is named, and longer-lived than the run."""
+    async with bench(make, "codex", [Say("done")]) as here:
+        await here.start()
+        await here.runra.start("again", sandbox_options={**NO_NETWORK, "timeoutMs": 250_000})
+        created = [event.sandbox_id for event in here.events if event.type == "sandbox.created"]
+        lives = [(await here.runra.provider.get(id)).timeout_ms for id in created]
+        assert lives == [400_000, 250_000]
+        del here.runra.config.values["sandbox"]["defaults"]["image"]
+        with pytest.raises(RunraError, match="agents/codex"):
+            await here.runra.start("and again")

@@ -432,7 +432,8 @@ class SyncRunra:
         timeout_ms: int | None = None,
     ) -> AgentResult:
         """Let the agent work on a prompt until it is done: in the sandbox `sandbox_id`, or in a new one of
-        `sandbox_options`, which ends with the run.
+        `sandbox_options`, which ends with the run; unless said otherwise it is of the agent's own image and lives for
+        5 minutes longer than `timeout_ms`, or for an hour.
 
         `session_id` goes on with an earlier run's conversation in the same sandbox. `diff` keeps what was changed in
         text files as one unified diff. An agent that fails is a result with `success` False, its `error` and `failure`.

@@ -22,7 +22,7 @@ from runra.runtime.run import AgentRun
 from runra.runtime.sandbox import TERMINATE_S, Sandbox
 from runra.runtime.sandboxes.base import BaseProvider, full
 from runra.runtime.session import Session
-from runra.runtime.settling import exporters, start_params, with_defaults
+from runra.runtime.settling import exporters, for_a_run, start_params, with_defaults
 from runra.runtime.stream import RunStream
 from runra.runtime.tasks import Tasks, gathered, to_end
 from runra.runtime.types import AgentResult, StartParams
@@ -174,7 +174,8 @@ class Runra:
         timeout_ms: int | None = None,
     ) -> AgentResult:
         """Let the agent work on a prompt until it is done: in the sandbox `sandbox_id`, or in a new one of
-        `sandbox_options`, which ends with the run.
+        `sandbox_options`, which ends with the run; unless said otherwise it is of the agent's own image and lives for
+        5 minutes longer than `timeout_ms`, or for an hour.
 
         `session_id` goes on with an earlier run's conversation in the same sandbox. `diff` keeps what was changed in
         text files as one unified diff. An agent that fails is a result with `success` False, its `error` and `failure`.
@@ -220,7 +221,7 @@ class Runra:
             began = time.monotonic()
             try:
                 await agent.initialize(config)
-                async with self._sandbox_for(params) as sandbox:
+                async with self._sandbox_for(params, agent, timeout_ms) as sandbox:
                     result = await work_on(agent, self._run_of(params, run, sandbox), timeout_ms, diff=params.diff)
             finally:
                 controls.detach()
@@ -242,9 +243,14 @@ class Runra:
         return AgentRun(run, params.prompt, sandbox, self._llm, emit, params.session_id or "", self._access)
 
     @asynccontextmanager
-    async def _sandbox_for(self, params: StartParams) -> AsyncGenerator[Sandbox, None]:
+    async def _sandbox_for(
+        self, params: StartParams, agent: AgentAdapter, timeout_ms: int | None
+    ) -> AsyncGenerator[Sandbox, None]:
         if params.sandbox_id is None:
-            async with await self._create(params.sandbox_options, {}) as sandbox:
+            lifetimes = "timeout" in self.provider.capabilities
+            given = params.sandbox_options
+            options = for_a_run(self._resolved.values, given, agent, timeout_ms, lifetimes=lifetimes)
+            async with await self._create(options, {}) as sandbox:
                 yield sandbox
             return
         found = await self.get_sandbox(params.sandbox_id)

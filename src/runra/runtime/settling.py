@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from runra.errors import RunraError
 from runra.runtime.config import Resolved, is_secret
@@ -12,6 +12,12 @@ from runra.sdk.types import SandboxConfig, checked, merged
 
 if TYPE_CHECKING:
     from runra.runtime.exporters import Pipeline
+
+#: How long a sandbox made for a run lives when nothing bounds the run, in ms.
+RUN_MS: Final = 3_600_000
+#: What it lives longer than a run that is bounded, and the longest the contract allows.
+_SPARE_MS: Final = 300_000
+_LONGEST_MS: Final = 86_400_000
 
 
 def with_defaults(values: Mapping[str, Any], given: Mapping[str, Any]) -> SandboxConfig:
@@ -29,6 +35,21 @@ def with_defaults(values: Mapping[str, Any], given: Mapping[str, Any]) -> Sandbo
             details={"field": "image"},
         )
     return checked(SandboxConfig, wanted)
+
+
+def for_a_run(
+    values: Mapping[str, Any], given: Mapping[str, Any] | None, agent: Any, timeout_ms: int | None, *, lifetimes: bool
+) -> dict[str, Any]:
+    """The options of a sandbox that is made for a run. Where nothing else is said, it is of the agent's own image, and
+    lives longer than the run may take: a sandbox's usual five minutes would end most of them."""
+    defaults = values.get("sandbox", {}).get("defaults", {})
+    wanted = dict(given or {})
+    image = getattr(agent, "image", None)
+    if image is not None and "image" not in {**defaults, **wanted}:
+        wanted["image"] = image
+    if lifetimes and not {"timeout_ms", "timeoutMs"} & {*defaults, *wanted}:
+        wanted["timeout_ms"] = min(RUN_MS if timeout_ms is None else timeout_ms + _SPARE_MS, _LONGEST_MS)
+    return wanted
 
 
 def start_params(

@@ -39,6 +39,8 @@ class CliAgent:
     def __init__(self, cli: Cli) -> None:
         self.id = cli.id
         self.abilities = cli.abilities
+        #: The image a run's sandbox is of where none is named.
+        self.image = f"agents/{cli.id}"
         self._cli = cli
         self._options = AgentOptions()
         self._messages: deque[str] = deque()
