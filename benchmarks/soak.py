@@ -107,7 +107,7 @@ def count(node: Node) -> dict[str, int]:
         "threads": threading.active_count(),
         "tasks": len(asyncio.all_tasks()),
         "sandboxes": len(node.sandboxes),
-        "user id ranges": len(node._taken),
+        "user id ranges": len(node._ids),
         "RSS MB": rss,
     }
 

@@ -3,52 +3,25 @@ or none, and nothing is left over."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from runra.errors import RunraError
-from runra.node.record import process_start
 from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.node.killing import dead_server
 
 #: A server that does one thing and is killed by its own hand before or after a named step of it.
 SERVER = """
-import asyncio, functools, json, os, sys
-from pathlib import Path
 from runra.contract import SandboxConfig, VolumeCreate
 from runra.events import EventLog
 from runra.ids import new_id
-from runra.node import Node, NodeSettings, node as nodes, sandbox as sandboxes
+from runra.node import Node, NodeSettings, Sandbox, starting
 from runra.node.disk import BtrfsDisk
 from runra.node.shelf import Shelf
 from runra.node.agent.types import ExecSpec
 
-owner, name, when, act = sys.argv[2].split()
-OWNERS = {"Disk": BtrfsDisk, "Shelf": Shelf, "Sandbox": sandboxes.Sandbox, "Node": nodes.Node}
-
-def die():
-    os.kill(os.getpid(), 9)
-
-def set_trap():
-    original = getattr(OWNERS[owner], name)
-    if asyncio.iscoroutinefunction(original):
-        @functools.wraps(original)
-        async def trapped(*arguments, **options):
-            if when == "before": die()
-            await original(*arguments, **options)
-            die()
-    else:
-        @functools.wraps(original)
-        def trapped(*arguments, **options):
-            if when == "before": die()
-            original(*arguments, **options)
-            die()
-    setattr(OWNERS[owner], name, trapped)
+OWNERS = {"Disk": BtrfsDisk, "Shelf": Shelf, "Sandbox": Sandbox, "starting": starting}
 
 async def main():
     node = Node(NodeSettings(data_dir=Path(sys.argv[1])), EventLog())
@@ -72,40 +45,25 @@ async def main():
     elif act == "unvolume":
         node.volumes.delete(old_volume)
     await node.settled()
-    await asyncio.sleep(20)
-    print("the step did not come", file=sys.stderr)
+    await the_step_did_not_come()
 
 asyncio.run(main())
 """
 
 STEPS = [
     *("Sandbox _freeze after snapshot", "Disk clone after snapshot", "Shelf put before snapshot"),
-    *("Disk clone after fork", "Node _start after fork", "Shelf throw_away before fork"),
+    *("Disk clone after fork", "starting start after fork", "Shelf throw_away before fork"),
     *("Disk make after volume", "Shelf put after volume"),
     *("Shelf drop before unsnapshot", "Shelf drop after unsnapshot"),
     *("Shelf drop after unvolume", "Disk remove after unvolume"),
 ]
 
 
-async def dead_server(data: Path, step: str) -> str:
-    """Run a server to its death at a step; the id of the sandbox it worked with."""
-    arguments = [sys.executable, "-c", SERVER, str(data), step]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
-        try:
-            said, errors = await asyncio.to_thread(server.communicate, timeout=40)
-        finally:
-            server.kill()
-    assert server.returncode == -signal.SIGKILL, errors.decode()
-    source, launcher = json.loads(said)
-    await until(lambda: process_start(launcher) == 0)
-    return str(source)
-
-
 @pytest.mark.parametrize("step", STEPS)
 async def test_the_server_dies(tmp_path: Path, step: str) -> None:
     data, act = tmp_path / "data", step.split()[-1]
     try:
-        source = await dead_server(data, step)
+        (source,) = await dead_server(SERVER, data, step)
     finally:
         host = await start_host(data)
     try:

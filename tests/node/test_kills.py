@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +16,26 @@ from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec
 from runra.node.network.host import obstacle
 from runra.node.network.nft import Nft
+from runra.node.process_one import ProcessOne
 from runra.node.record import process_start
 from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
+from tests.node.killing import dead_server
 
 #: A server that works on a sandbox until a named step, and is killed there by its own hand.
 SERVER = """
-import asyncio, functools, inspect, json, os, sys
-from pathlib import Path
 from runra.contract import Egress, Network, SandboxConfig
 from runra.events import EventLog
 from runra.ids import new_id
-from runra.node import Node, NodeSettings, cgroups, launcher, node as nodes, sandbox as sandboxes
+from runra.node import Node, NodeSettings, Sandbox, cgroups, cleanup, launcher, process_one
 from runra.node.agent import link
 from runra.node.agent.types import ExecSpec
 from runra.node.isolation import bubblewrap, gvisor
 from runra.node.network import host as networks
 
-owner, name, when, act = sys.argv[2].split()
-OWNERS = {"Cgroup": cgroups.Cgroup, "Launcher": launcher.Launcher, "Node": nodes.Node, "Sandbox": sandboxes.Sandbox,
-          "Bubblewrap": bubblewrap.Bubblewrap, "AgentLink": link.AgentLink,
+OWNERS = {"Cgroup": cgroups.Cgroup, "Launcher": launcher.Launcher, "CleanUp": cleanup.CleanUp, "Sandbox": Sandbox,
+          "ProcessOne": process_one.ProcessOne, "Bubblewrap": bubblewrap.Bubblewrap, "AgentLink": link.AgentLink,
           "Gvisor": gvisor.Gvisor, "HostNetwork": networks.HostNetwork}
 wall = "gvisor" if owner == "Gvisor" else "bubblewrap"
-
-def die(*_):
-    os.kill(os.getpid(), 9)
-
-def set_trap():
-    original = getattr(OWNERS[owner], name)
-    if asyncio.iscoroutinefunction(original):
-        @functools.wraps(original)
-        async def trapped(*arguments, **options):
-            if when == "before": die()
-            result = await original(*arguments, **options)
-            die()
-    else:
-        @functools.wraps(original)
-        def trapped(*arguments, **options):
-            if when == "before": die()
-            result = original(*arguments, **options)
-            die()
-    static = isinstance(inspect.getattr_static(OWNERS[owner], name), staticmethod)
-    setattr(OWNERS[owner], name, staticmethod(trapped) if static else trapped)
 
 async def main():
     node = Node(NodeSettings(data_dir=Path(sys.argv[1])), EventLog())
@@ -78,40 +54,26 @@ async def main():
         await subject.update_network(Network(egress=Egress(default="deny")))
     else:
         await getattr(subject, act)()
-    await asyncio.sleep(20)
-    print("the step did not come", file=sys.stderr)
+    await the_step_did_not_come()
 
 asyncio.run(main())
 """
 
 STEPS = [
     *("Cgroup create before create", "Cgroup create after create", "Launcher spawn before create"),
-    *("Launcher _send after create", "Bubblewrap start after create", "Sandbox _watch after create"),
+    *("Launcher _send after create", "Bubblewrap start after create", "ProcessOne watch after create"),
     *("Sandbox _run_from_now after create", "Sandbox _save after create"),
     *("Gvisor start before create", "Gvisor start after create"),
     *("AgentLink _start before exec", "AgentLink _start after exec"),
     *("Sandbox _freeze before pause", "Sandbox _freeze after pause", "Sandbox _save after pause"),
     *("Sandbox _thaw before resume", "Sandbox _thaw after resume", "Sandbox _save after resume"),
-    *("Sandbox _kill before terminate", "Sandbox _kill after terminate", "Node _discard before terminate"),
+    *("ProcessOne kill before terminate", "ProcessOne kill after terminate"),
     *("HostNetwork take after create", "HostNetwork admit before create", "HostNetwork admit after create"),
     *("HostNetwork _apply before update_network", "HostNetwork _apply after update_network"),
     *("HostNetwork release before terminate", "HostNetwork release after terminate"),
-    *("Cgroup remove after terminate", "Node _delete before terminate", "Node _delete after terminate"),
+    *("CleanUp discard before terminate", "Cgroup remove after terminate"),
+    *("CleanUp delete before terminate", "CleanUp delete after terminate"),
 ]
-
-
-async def dead_server(data: Path, step: str) -> tuple[str, str]:
-    """Run a server to its death at a step. The ids of a sandbox it left alone, and of the one it worked on."""
-    arguments = [sys.executable, "-c", SERVER, str(data), step]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
-        try:
-            said, errors = await asyncio.to_thread(server.communicate, timeout=40)
-        finally:
-            server.kill()
-    assert server.returncode == -signal.SIGKILL, errors.decode()
-    steady, subject, launcher = json.loads(said)
-    await until(lambda: process_start(launcher) == 0)
-    return steady, subject
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -121,7 +83,7 @@ async def test_the_server_dies(tmp_path: Path, step: str) -> None:
     if "HostNetwork" in step and (reason := obstacle()):
         pytest.skip(reason)
     try:
-        steady, subject = await dead_server(data, step)
+        steady, subject = await dead_server(SERVER, data, step)
     finally:  # also when the server did not die as it should: what it left is found and ended below
         host = await start_host(data)
     try:
@@ -189,29 +151,27 @@ async def gone(host: Host, sandbox: Sandbox) -> None:
 
 
 async def test_the_agent_dies_while_it_is_created(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Sandbox] = []
-    original = Sandbox._watch
+    original = ProcessOne.watch
 
-    def watch(self: Sandbox, pid: int) -> None:
-        made.append(self)
+    def watch(self: ProcessOne, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         original(self, pid)
 
-    monkeypatch.setattr(Sandbox, "_watch", watch)
+    monkeypatch.setattr(ProcessOne, "watch", watch)
     with pytest.raises(RunraError):
         async with asyncio.timeout(15):
             await host.create()
-    await gone(host, made[0])
-    assert host.kinds(made[0]).count("sandbox.terminated") == 1
+    await until(lambda: not host.node.sandboxes)
+    assert [event.type for event in host.events].count("sandbox.terminated") == 1
 
 
-@pytest.mark.parametrize("step", ["_freeze pause", "_thaw resume", "_kill terminate", "_save pause", "_save resume"])
+@pytest.mark.parametrize("step", ["_freeze pause", "_thaw resume", "kill terminate", "_save pause", "_save resume"])
 async def test_the_agent_dies_during(host: Host, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     name, act = step.split()
     sandbox = await host.create()
     if act == "resume":
         await sandbox.pause()
-    kill_when(monkeypatch, sandbox, name, lambda: sandbox.record.pid)
+    kill_when(monkeypatch, sandbox._process_one if name == "kill" else sandbox, name, lambda: sandbox.record.pid)
     try:
         async with asyncio.timeout(15):
             await getattr(sandbox, act)()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Final
 
 from runra.errors import RunraError
+
+log = logging.getLogger(__name__)
 
 #: The limits there are, and how to have each held.
 CURES: Final[Mapping[str, str]] = {
@@ -31,6 +34,14 @@ def may_go_unheld(allowed: frozenset[str] | None) -> frozenset[str]:
             "INVALID_CONFIG", f"no limit {', '.join(sorted(unknown))}; there is {', '.join(CURES)}, or all of them: all"
         )
     return allowed
+
+
+def tell_unheld(enforced: Mapping[str, bool], allowed: frozenset[str] | None) -> None:
+    """Say in the log what does not hold here, and what comes of it."""
+    if missing := unheld(enforced):
+        refused = set(missing) - may_go_unheld(allowed)
+        outcome = "sandboxes are refused" if refused else "a sandbox may take all of it"
+        log.warning("limits this machine cannot hold: %s; %s (`runra doctor`)", ", ".join(missing), outcome)
 
 
 def refuse_unheld(enforced: Mapping[str, bool], allowed: frozenset[str] | None) -> None:

@@ -1,43 +1,36 @@
 """One sandbox's life: creating → running ⇄ paused → terminated, each transition exactly once.
 
 Transitions hold `_turn` and run in tasks of their own: a caller that goes away (a closed HTTP connection) never
-leaves one half done. Time limits count here: `timeoutMs` of running time, `idleTimeoutMs` without activity.
+leaves one half done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from runra.contract import Network, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, EventType, now_iso
 from runra.node.agent.link import AgentLink
-from runra.node.agent.types import AgentLost
+from runra.node.agent.types import AgentLost, ProcessStatus
 from runra.node.cgroups import Cgroup
-from runra.node.disk import bytes_below
 from runra.node.freezer import continue_tree, stop_tree
 from runra.node.network.guest import Guest
 from runra.node.network.host import HostNetwork
-from runra.node.network.policy import NOTHING, effective_default, policy_of
+from runra.node.network.policy import NOTHING, policy_of
+from runra.node.process_one import KILL_TIMEOUT, ProcessOne
 from runra.node.record import Record, process_start
+from runra.node.shown import shown
+from runra.node.timers import Timers
+from runra.node.usage import Usage
 
 log = logging.getLogger(__name__)
-
-#: Seconds the kernel may take to end a killed sandbox's process 1.
-_KILL_TIMEOUT: Final = 10.0
-#: While a background process keeps an idle sandbox busy, look again after at most so many seconds.
-_BUSY_RECHECK: Final = 5.0
-#: Seconds for which a look at a sandbox's disk use stays good.
-_DISK_FRESH: Final = 5.0
 
 
 def _now_ms() -> int:
@@ -77,20 +70,14 @@ class Sandbox:
         self._turn = asyncio.Lock()
         self._link: AgentLink | None = None
         self._linking = asyncio.Lock()
-        self._pidfd = -1
-        self._died = asyncio.Event()
+        self._process_one = ProcessOne(record.id, self._on_death)
+        self._usage = Usage(cgroup, folder)
+        self._timers = Timers(self)
         self._users = 0
-        self._released = False
         #: When the present stretch of running began, by the monotonic clock: the wall's may be set back.
         self._running_since = time.monotonic()
         #: The OOM count when the sandbox was last used: what comes after it may be what killed process 1.
         self._ooms_known = 0
-        self._disk_bytes = 0
-        self._disk_seen = -_DISK_FRESH
-        self._disk_looking = asyncio.Lock()
-        self._last_activity = time.monotonic()
-        self._lifetime: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- what it is ---
@@ -104,7 +91,7 @@ class Sandbox:
         return self.record.organization_id
 
     @property
-    def config(self) -> Any:
+    def config(self) -> SandboxConfig:
         return self.record.config
 
     @property
@@ -121,39 +108,7 @@ class Sandbox:
         return self._records / f"{self.id}.json"
 
     def info(self) -> SandboxInfo:
-        record, config = self.record, self.record.config
-        return SandboxInfo(
-            id=record.id,
-            organization_id=record.organization_id,
-            state=record.state,
-            image=config.image,
-            resources=config.resources.model_dump(by_alias=True),
-            env=config.env,
-            workdir=config.workdir,
-            timeout_ms=config.timeout_ms,
-            idle_timeout_ms=config.idle_timeout_ms,
-            metadata=config.metadata,
-            network=self._shown_network(),
-            auto_resume=config.auto_resume,
-            isolation=record.isolation,
-            enforced=self._enforced,
-            volumes=[volume.shown() for volume in record.volumes],
-            created_at=record.created_at,
-            started_at=record.started_at,
-            paused_at=record.paused_at,
-            terminated_at=record.terminated_at,
-            termination_reason=record.termination_reason,
-        )
-
-    def _shown_network(self) -> dict[str, Any]:
-        """The policy in force, defaults included; of secrets everything but their values."""
-        network = self.record.config.network or Network()
-        shown = {name: value for name, value in network.shown().items() if name == "secrets"}
-        # Without a network nothing is reachable, whatever was left to the default.
-        closed = self.record.network_index is None or (self.guest is not None and self.guest.policy.mode == "none")
-        default = "deny" if closed else effective_default(network.egress)
-        egress = {"allow": network.egress.allow if network.egress else [], "default": default}
-        return {"egress": egress, **_ingress(self.record.config), **shown}
+        return shown(self.record, self._enforced, self.guest)
 
     def ran_ms(self) -> int:
         """Time spent running so far, in ms; paused time does not count."""
@@ -162,27 +117,12 @@ class Sandbox:
 
     def oom_kills(self) -> int:
         """How often the kernel killed one of its processes for want of memory."""
-        try:
-            return self.cgroup.oom_kills()
-        except OSError:  # gone in the meantime
-            return 0
+        return self._usage.oom_kills()
 
     async def metrics(self) -> dict[str, Any]:
-        """cpuMs, memoryBytes, processes and diskBytes as far as this machine measures them, and ranMs."""
-        found: dict[str, Any] = {"ranMs": self.ran_ms(), "oomKills": self.oom_kills()}
-        with contextlib.suppress(OSError):
-            found.update(self.cgroup.usage())
-        found["diskBytes"] = await self._disk_use()
-        found["limits"] = self.record.config.resources.model_dump(by_alias=True)
-        return found
-
-    async def _disk_use(self) -> int:
-        """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
-        async with self._disk_looking:
-            if time.monotonic() - self._disk_seen >= _DISK_FRESH:
-                self._disk_bytes = await asyncio.to_thread(bytes_below, self.folder)
-                self._disk_seen = time.monotonic()
-            return self._disk_bytes
+        """cpuMs, memoryBytes, processes and diskBytes as far as this machine measures them, oomKills and ranMs."""
+        limits = self.record.config.resources.model_dump(by_alias=True)
+        return {"ranMs": self.ran_ms(), **await self._usage.read(), "limits": limits}
 
     # --- the agent ---
 
@@ -210,7 +150,16 @@ class Sandbox:
 
     def touch(self) -> None:
         """A moment of activity: the idle time starts again."""
-        self._last_activity = time.monotonic()
+        self._timers.touch()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody holds its agent, see `use`."""
+        return self._users > 0
+
+    async def processes(self) -> list[ProcessStatus]:
+        """Every process its agent knows of, running or ended. Asking is no activity."""
+        return await (await self._agent()).processes()
 
     def _require_running(self) -> None:
         if self.record.state == "terminated":
@@ -257,7 +206,7 @@ class Sandbox:
         """The wall stands: watch process 1, greet the agent, and call it running."""
         record = self.record
         try:
-            self._watch(pid)
+            self._process_one.watch(pid)
         except ProcessLookupError:
             raise RunraError("INTERNAL_ERROR", f"process 1 of sandbox {self.id} died as it started") from None
         record.pid, record.pid_started = pid, process_start(pid)
@@ -273,7 +222,7 @@ class Sandbox:
         record = self.record
         if not record.pid or process_start(record.pid) != record.pid_started:
             raise not_found(record.id)
-        self._watch(record.pid)
+        self._process_one.watch(record.pid)
         if process_start(record.pid) != record.pid_started:
             raise not_found(record.id)
         if record.state == "paused":
@@ -282,25 +231,20 @@ class Sandbox:
             self._running_since = time.monotonic() - max(0, _now_ms() - record.running_since_ms) / 1000
             self._thaw()
             await self._agent()
-            self._arm()
-
-    def _watch(self, pid: int) -> None:
-        self._pidfd = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_death)
+            self._timers.arm()
 
     def _on_death(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._died.set()
         if self.record.state != "terminated":
-            self._go(self.terminate("oom" if self.oom_kills() > self._ooms_known else "error"))
+            self.background(self.terminate("oom" if self.oom_kills() > self._ooms_known else "error"))
 
     # --- transitions ---
 
     async def pause(self) -> None:
         """Stop every process and keep everything. Pausing a paused sandbox is fine; INVALID_STATE once terminated."""
-        await self._own(self._pause("user"))
+        await self._own(self.pause_if("user", lambda: True))
 
-    async def _pause(self, reason: str, only_if: Callable[[], bool] = lambda: True) -> None:
+    async def pause_if(self, reason: str, only_if: Callable[[], bool]) -> None:
+        """Pause it when its turn has come and `only_if` holds then."""
         async with self._turn:
             record = self.record
             if record.state == "paused" or not only_if():
@@ -310,9 +254,9 @@ class Sandbox:
             runtime = self.ran_ms()
             record.ran_ms, record.state = runtime, "paused"
             record.paused_at, record.paused_since_ms = now_iso(), _now_ms()
-            self._disarm()
+            self._timers.disarm()
             await self._changed("sandbox.paused", {"runtimeDurationMs": runtime, "reason": reason})
-            self._go(asyncio.to_thread(self.cgroup.reclaim))
+            self.background(asyncio.to_thread(self.cgroup.reclaim))
 
     async def resume(self) -> None:
         """Let it run on. Resuming a running sandbox is fine; INVALID_STATE once terminated."""
@@ -336,18 +280,19 @@ class Sandbox:
 
         Raises INTERNAL_ERROR when the kernel did not end it within 10 s; it may then be called again.
         """
-        await self._own(self._terminate(reason))
+        await self._own(self.terminate_if(reason, lambda: True))
 
-    async def _terminate(self, reason: TerminationReason, only_if: Callable[[], bool] = lambda: True) -> None:
+    async def terminate_if(self, reason: TerminationReason, only_if: Callable[[], bool]) -> None:
+        """End it when its turn has come and `only_if` holds then."""
         async with self._turn:
             record = self.record
             if record.state == "terminated" or not only_if():
                 return
             runtime = self.ran_ms()
-            await self._kill()
+            await self._process_one.kill(self.cgroup.thaw)
             record.ran_ms, record.state = runtime, "terminated"
             record.terminated_at, record.termination_reason = now_iso(), reason
-            self._disarm()
+            self._timers.disarm()
             if self._link is not None:
                 await self._link.close()
             await self._changed("sandbox.terminated", {"reason": reason, "totalRuntimeMs": runtime})
@@ -362,7 +307,7 @@ class Sandbox:
             self.record.config = self.record.config.model_copy(update=changes)
             self.touch()
             if self.record.state == "running":
-                self._arm()
+                self._timers.arm()
             await self._save()
 
     def connect(self, network: HostNetwork, guest: Guest) -> None:
@@ -398,21 +343,19 @@ class Sandbox:
 
     async def release(self) -> None:
         """Let go of it without ending it: the server stops, the sandbox lives on."""
-        self._released = True
-        self._disarm()
-        if self._pidfd >= 0 and not self._died.is_set():
-            asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._timers.close()
+        self._process_one.unwatch()
         if self._link is not None:
             await self._link.close()
         if self._tasks:  # a transition under way is finished first
-            _, late = await asyncio.wait(self._tasks, timeout=_KILL_TIMEOUT)
+            _, late = await asyncio.wait(self._tasks, timeout=KILL_TIMEOUT)
             for task in late:
                 task.cancel()
-        self._close_pidfd()
+        self._process_one.close()
 
     async def abandon(self, reason: TerminationReason) -> None:
         """End what never ran or cannot be adopted, with its event and its reason."""
-        await self._own(self._terminate(reason))
+        await self._own(self.terminate_if(reason, lambda: True))
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
@@ -445,33 +388,12 @@ class Sandbox:
         else:
             continue_tree(self.record.pid)
 
-    async def _kill(self) -> None:
-        if self._pidfd >= 0 and not self._died.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            self.cgroup.thaw()  # a v1 freezer holds even SIGKILL back
-            try:
-                async with asyncio.timeout(_KILL_TIMEOUT):
-                    await self._died.wait()
-            except TimeoutError:
-                raise RunraError(
-                    "INTERNAL_ERROR",
-                    f"sandbox {self.id} was killed but is not gone after {_KILL_TIMEOUT:.0f} s; terminate it again",
-                    retryable=True,
-                ) from None
-        self._close_pidfd()
-
-    def _close_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-
     def _run_from_now(self) -> None:
         self.record.state = "running"
         self.record.running_since_ms = _now_ms()
         self._running_since = time.monotonic()
         self.touch()
-        self._arm()
+        self._timers.arm()
 
     async def _save(self) -> None:
         if self.record.state != "terminated":  # then the record goes as well
@@ -482,74 +404,13 @@ class Sandbox:
         await self._save()
         self._events.publish(event, self.id, data, organization_id=self.organization_id)
 
-    # --- timers ---
-
-    def _arm(self) -> None:
-        self._disarm()
-        if self._released:
-            return
-        left = max(0, self.record.config.timeout_ms - self.ran_ms()) / 1000
-        self._lifetime = asyncio.get_running_loop().call_later(left, lambda: self._go(self._end_of_life()))
-        self._look_again(self._idle_left())
-
-    def _disarm(self) -> None:
-        for timer in (self._lifetime, self._idle):
-            if timer is not None:
-                timer.cancel()
-        self._lifetime = self._idle = None
-
-    async def _end_of_life(self) -> None:
-        try:
-            # The deadline may have been moved while this waited for its turn.
-            await self._terminate("timeout", lambda: self.ran_ms() >= self.record.config.timeout_ms)
-        finally:
-            if self.record.state == "running":  # moved, or it would not die: then it is tried again
-                self._arm()
-
-    def _idle_left(self) -> float:
-        left: float = self._last_activity + self.record.config.idle_timeout_ms / 1000 - time.monotonic()
-        return max(0.0, left)
-
-    def _look_again(self, delay: float) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = None if self._released else asyncio.get_running_loop().call_later(delay, self._check_idle)
-
-    def _check_idle(self) -> None:
-        """The idle time may be over; activity since only moved `_last_activity`, which is cheaper than a timer."""
-        if self._users:
-            self._look_again(min(self.record.config.idle_timeout_ms / 1000, _BUSY_RECHECK))
-        elif (left := self._idle_left()) > 0:
-            self._look_again(left)
-        else:
-            self._go(self._pause_if_idle())
-
-    async def _pause_if_idle(self) -> None:
-        """Nobody holds it; but a background process is work, too, and its end the last activity."""
-        try:
-            try:
-                processes = await (await self._agent()).processes()
-            except RunraError as error:
-                log.warning("sandbox %s: pausing it without a word from its agent: %s", self.id, error)
-                processes = []
-            if any(process.exit is None for process in processes):
-                self.touch()
-            else:
-                ended = max((process.exit.ended_at_ms for process in processes if process.exit), default=0)
-                since = (_now_ms() - ended) / 1000
-                self._last_activity = max(self._last_activity, time.monotonic() - max(0.0, since))
-            await self._pause("idle", lambda: not self._users and self._idle_left() <= 0)
-        finally:
-            if self.record.state == "running":
-                self._look_again(min(_BUSY_RECHECK, max(self._idle_left(), 0.05)))
-
     # --- tasks of its own ---
 
-    def _go(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something that nobody waits for; what it raises is logged and told as `sandbox.error`."""
         task = asyncio.create_task(work, name=f"sandbox {self.id}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
-        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -568,9 +429,3 @@ class Sandbox:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
-
-
-def _ingress(config: SandboxConfig) -> dict[str, Any]:
-    """The part of the network's policy about what comes in, as the API shows it: only where ports were named."""
-    ingress = config.network.ingress if config.network else None
-    return {"ingress": {"allowPorts": ingress.allow_ports}} if ingress and ingress.allow_ports is not None else {}

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +46,10 @@ class SnapshotRecord(Kept):
 class Snapshots:
     """The snapshots of this node."""
 
-    def __init__(self, shelf: Shelf[SnapshotRecord], disk: Disk) -> None:
+    def __init__(self, shelf: Shelf[SnapshotRecord], disk: Disk, isolations: Mapping[str, Isolation]) -> None:
         self._shelf = shelf
         self._disk = disk
+        self._isolations = isolations
         #: How many sandboxes are being made from each at this moment.
         self._held: Counter[str] = Counter()
         #: Roots of copies that no record names yet, while their source may end at any moment.
@@ -57,12 +58,13 @@ class Snapshots:
     async def take(self, sandbox: Sandbox, snapshot_id: str, name: str | None) -> SnapshotInfo:
         """Keep a sandbox's files as they are now. It stands still meanwhile and goes on as it was, running or paused.
 
-        Raises INVALID_STATE when it is neither.
+        Raises INVALID_STATE when it is neither, RESOURCE_EXHAUSTED when the disk is full.
         """
+        await write_out(sandbox, self._isolations[sandbox.record.isolation])
         folder = self._shelf.place(snapshot_id)
         self._passing[snapshot_id] = sandbox.record.root
         try:
-            size = await self.copy(sandbox, folder)
+            size = await self._copy(sandbox, folder)
             record = SnapshotRecord(
                 id=snapshot_id,
                 organization_id=sandbox.organization_id,
@@ -82,7 +84,7 @@ class Snapshots:
             del self._passing[snapshot_id]
         return self.info(snapshot_id)
 
-    async def copy(self, sandbox: Sandbox, target: Path) -> int:
+    async def _copy(self, sandbox: Sandbox, target: Path) -> int:
         """Copy a sandbox's private layers in one moment of its life; returns the bytes they hold."""
         async with sandbox.still():
             await self._disk.clone(sandbox.folder, target, None)
@@ -93,11 +95,12 @@ class Snapshots:
     @asynccontextmanager
     async def seed(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
+        await write_out(sandbox, self._isolations[sandbox.record.isolation])
         passing = new_id("snap")
         folder = self._shelf.place(passing)
         self._passing[passing] = sandbox.record.root
         try:
-            size = await self.copy(sandbox, folder)
+            size = await self._copy(sandbox, folder)
             yield replace(sandbox.record.root, start_from=folder, start_bytes=size)
         finally:
             del self._passing[passing]
