@@ -28,7 +28,7 @@ async def main():
     await node.start()
     await node.images.import_archive(chunks(), "box:1", "org", shared=False)
     sandbox = await node.create(new_id("sb"), SandboxConfig(image="box:1"), "org")
-    async with sandbox.use() as agent, await agent.exec(ExecSpec(command="stat -c '%n %u' /owned /bin/busybox; cat /owned; rm -r /old; test -e /old || echo gone; mkdir /old; ls /old", env=sandbox.env)) as process:
+    async with sandbox.use() as agent, await agent.exec(ExecSpec(command="stat -c '%n %u' /owned /bin/busybox; stat -c %a /tmp; cat /owned; rm -r /old; test -e /old || echo gone; mkdir /old; ls /old", env=sandbox.env)) as process:
         told = {"said": b"".join([chunk.data async for chunk in process.output()]).decode()}
     made = await node.commit(sandbox.id, "made:1", shared=False, step=False)
     second = await node.create(new_id("sb"), SandboxConfig(image="made:1"), "org")
@@ -50,6 +50,7 @@ def test_an_ordinary_user_has_images(own_folder: Path) -> None:  # noqa: F811 - 
     if not BUSYBOX.exists():
         pytest.skip("no static busybox: apt-get install busybox-static")
     layer = busybox().add("owned", b"by somebody\n", uid=1234, gid=99).folder("old", 0o555).add("old/file", b"", mode=0)
+    layer.add("tmp/without/its/folder", b"")
     archive = own_folder / "box.tar"
     archive.write_bytes(layer.bytes())
     archive.chmod(0o644)
@@ -65,6 +66,6 @@ def test_an_ordinary_user_has_images(own_folder: Path) -> None:  # noqa: F811 - 
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["said"] == "/owned 0\n/bin/busybox 0\nby somebody\ngone\n"
+    assert told["said"] == "/owned 0\n/bin/busybox 0\n1777\nby somebody\ngone\n"
     assert told["second"] == "0\n"
     assert told["left"] == []

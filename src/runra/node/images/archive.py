@@ -22,7 +22,7 @@ from runra.contract import Reference
 from runra.contract.images import ImageSource
 from runra.errors import RunraError
 from runra.events import now_iso
-from runra.node.images.layers import Layer, layer_id
+from runra.node.images.layers import EVERYBODY, Layer, layer_id
 from runra.node.images.manifest import (
     INDEXES,
     MOST_CONFIG,
@@ -241,18 +241,19 @@ async def _root_fs(images: Images, file: FileIO, digest: str, reference: Referen
 async def _done(
     images: Images, config: Config, layers: list[Layer], reference: Reference, scope: str, digest: str
 ) -> Image:
-    image = image_of(
-        config,
-        reference=reference,
-        scope=scope,
-        digest=digest,
-        layers=[layer.id for layer in layers],
-        size=sum(layer.bytes for layer in layers),
-        source=_SOURCE,
-        added_at=now_iso(),
-    )
-    await images.keep(image)
-    return image
+    async with images.layers.joined(layers, scope, EVERYBODY) as joined:
+        image = image_of(
+            config,
+            reference=reference,
+            scope=scope,
+            digest=digest,
+            layers=[layer.id for layer in joined],
+            size=sum(layer.bytes for layer in layers),
+            source=_SOURCE,
+            added_at=now_iso(),
+        )
+        await images.keep(image)
+        return image
 
 
 def _named(names: list[str]) -> Reference:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,8 @@ class Layer(BaseModel):
     digest: str
     bytes: int
     scopes: set[str]
+    #: Folders that it has things in and says nothing of.
+    implied: int = 0
 
     def open_to(self, scope: str) -> bool:
         return EVERYBODY in self.scopes or scope in self.scopes
@@ -63,6 +66,8 @@ class Layers:
         self._deleting: set[asyncio.Task[None]] = set()
         #: Each gives paths of layers that must stay.
         self.users: list[Callable[[], Iterable[Path]]] = []
+        #: What lies below every image.
+        self.floor: tuple[Path, ...] = ()
         #: Whether a layer that no image names any more is only kept for who uses it.
         self.awaited = False
 
@@ -132,12 +137,39 @@ class Layers:
                     f"layer {digest[:19]}… holds {told.diff_id}, and the image's config says {diff_id}",
                     details={"digest": digest},
                 )
-            return self.keep(fresh, layer_id(digest), digest, told.bytes, scope)
+            return self.keep(fresh, layer_id(digest), digest, told.bytes, scope, told.implied)
 
-    def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str) -> Layer:
+    @contextlib.asynccontextmanager
+    async def joined(self, layers: Sequence[Layer], scope: str, asker: str) -> AsyncIterator[Sequence[Layer]]:
+        """An image's layers, the lowest first, with its seam (`seams.py`) on top where it needs one, which stays while
+        this is entered. The caller has pinned the others."""
+        if not any(layer.implied for layer in layers):
+            yield layers
+            return
+        digest = hashlib.sha256(" ".join(["seam", *(layer.id for layer in layers)]).encode()).hexdigest()
+        with self.pinned([digest[:32]]):
+            seam = self._known.get(digest[:32]) or await self._seam(layers, f"sha256:{digest}", scope, asker)
+            if seam is not None:
+                self.note(seam, scope)
+            yield [*layers, seam] if seam is not None else layers
+
+    async def _seam(self, layers: Sequence[Layer], digest: str, scope: str, asker: str) -> Layer | None:
+        turns = self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns))
+        async with turns, self._unpacks, self.scratch() as scratch:
+            fresh = scratch / "layer"
+            fresh.mkdir()
+            fresh.chmod(0o755)
+            below = [self.path(layer.id) for layer in reversed(layers)]
+            count = await self._unpacker.seam([*below, *self.floor], fresh)
+            if not count:
+                return None
+            # Whoever else made it meanwhile, of the same layers, made the same.
+            return self._known.get(layer_id(digest)) or self.keep(fresh, layer_id(digest), digest, count << 12, scope)
+
+    def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str, implied: int = 0) -> Layer:
         """Make a complete folder a layer. Until `flush` it may be lost with the machine, and then nothing names it: the
         next start deletes layers that no image has."""
-        layer = Layer(id=name, digest=digest, bytes=count, scopes={scope})
+        layer = Layer(id=name, digest=digest, bytes=count, scopes={scope}, implied=implied)
         self._save(layer)
         fresh.rename(self.path(name))
         self._known[name] = layer

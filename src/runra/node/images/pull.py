@@ -133,13 +133,14 @@ class Puller:
                     raise RunraError(
                         "INVALID_REQUEST", f"{what} is larger than the {self._settings.max_image_mb} MB allowed here"
                     )
+                joined = await held.enter_async_context(self._layers.joined(layers, wanted.scope, progress.asker))
                 await keep(
                     image_of(
                         config,
                         reference=reference,
                         scope=wanted.scope,
                         digest=digest,
-                        layers=[layer.id for layer in layers],
+                        layers=[layer.id for layer in joined],
                         size=size,
                         source="registry",
                         by_create=not wanted.private,

@@ -66,6 +66,7 @@ class Images:
         self.unpacker.hierarchies = hierarchies
         self._records.mkdir(mode=0o700, exist_ok=True)
         self._skeleton = await asyncio.to_thread(skeleton.prepare, self.settings.images_dir)
+        self.layers.floor = (self._skeleton[1],)
         await self.layers.load()
         for path in self._records.glob("*.json"):
             try:

@@ -15,7 +15,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,12 +35,13 @@ from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
 from runra.node.waiting import read_all
 
 _PROGRAM: Final = Path(__file__).with_name("unpacker.py")
+_SEAMS: Final = Path(__file__).with_name("seams.py")
 #: What the program needs to give files their owners and modes, and to make the target its root.
 _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP", "SYS_CHROOT")
 #: A zstd window may be 128 MB (RFC 8878 asks for 8); a tar's headers are read whole.
 _LIMITS: Final = Limits(cpu=1, memory_mb=1024, pids=16)
 #: All of a tree, as it is: owners, modes, times, links, holes, attributes, and the devices 0/0 that hide files.
-_COPY: Final = ("-a", "--sparse=always", "/source/.", "/target/")
+_COPY: Final = ("-a", "--sparse=always", "/source0/.", "/target/")
 #: Descriptors: stdin, stdout, errors, then the filter of system calls, and the namespace where there is one.
 _SECCOMP_FD, _USERNS_FD = 3, 4
 _ANSWER_BYTES: Final = 64 << 10
@@ -60,6 +61,8 @@ class Unpacked(BaseModel):
     devices: int = 0
     attributes: int = 0
     ids: int = 0
+    #: Folders that the layer has things in and says nothing of.
+    implied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +114,26 @@ class Unpacker:
     async def copy(self, source: Path, target: Path) -> None:
         """Copy a sandbox's upper layer whole. Its files are hostile too, so `cp` works behind the wall as well."""
         with FileIO(os.devnull) as nothing:
-            said, status, complained = await self._behind_wall(nothing, target, ["/usr/bin/cp", *_COPY], source)
+            said, status, complained = await self._behind_wall(nothing, target, ["/usr/bin/cp", *_COPY], [source])
         if status == 0:
             return
         text = (said.decode(errors="replace") + complained).strip()
         if os.strerror(errno.ENOSPC) in text:
             raise disk_full(self._settings.min_free_mb)
         raise RunraError("INTERNAL_ERROR", f"the files could not be copied: {text[-2000:] or status}")
+
+    async def seam(self, layers: Sequence[Path], target: Path) -> int:
+        """Make the layer that says what folders of `layers` (the topmost first) are like where the layers say nothing
+        of them. Returns how many folders it has: with none, none is needed."""
+        sources = [f"/source{number}" for number in range(len(layers))]
+        program = [str(_python()), "-I", "-S", str(_SEAMS), "own" if os.geteuid() == 0 else "one", *sources]
+        with FileIO(os.devnull) as nothing:
+            said, status, complained = await self._behind_wall(nothing, target, program, layers)
+        told = self._answer(said, status, complained, target, self._settings.min_free_mb)
+        count = told.get("folders")
+        if not isinstance(count, int):
+            raise _broken(told)
+        return count
 
     async def _run(self, archive: FileIO, target: Path, mode: str, min_free_mb: int | None = None) -> dict[str, Any]:
         archive.seek(0)
@@ -132,7 +148,7 @@ class Unpacker:
         return self._answer(said, status, complained, target, free_mb)
 
     async def _behind_wall(
-        self, stdin: FileIO, target: Path, program: list[str], source: Path | None = None
+        self, stdin: FileIO, target: Path, program: list[str], sources: Sequence[Path] = ()
     ) -> tuple[bytes, int, str]:
         """Run a program to its end: what it wrote to stdout, its status, what it wrote to stderr."""
         with self._take_ids() as first_id:
@@ -142,7 +158,7 @@ class Unpacker:
                 try:
                     with _memory_file(seccomp.program()) as rules:
                         fds = [stdin.fileno(), answer_theirs, errors_theirs, rules.fileno()]
-                        words = self._words(target, source, program, first_id, cgroup)
+                        words = self._words(target, sources, program, first_id, cgroup)
                         pid, exited = await self._launcher.spawn(words, fds)
                     os.close(answer_theirs)
                     os.close(errors_theirs)
@@ -208,7 +224,7 @@ class Unpacker:
             await asyncio.shield(cgroup.remove())
 
     def _words(
-        self, target: Path, source: Path | None, program: list[str], first_id: int | None, cgroup: Cgroup
+        self, target: Path, sources: Sequence[Path], program: list[str], first_id: int | None, cgroup: Cgroup
     ) -> list[str]:
         staged = first_id is not None
         words: list[str] = []
@@ -221,8 +237,8 @@ class Unpacker:
             for item in shown:
                 words += ["mount", "plain", str(item.source), item.name]
             words += ["mount", "idmap", str(target), "target"]
-            if source is not None:
-                words += ["mount", "idmap", str(source), "source"]
+            for number, source in enumerate(sources):
+                words += ["mount", "idmap", str(source), f"source{number}"]
         for path in cgroup.join_files:
             words += ["cgroup", str(path)]
         arguments = [bwrap, *(["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"])]
@@ -233,8 +249,8 @@ class Unpacker:
         for link, where in _links().items():
             arguments += ["--symlink", where, link]
         arguments += ["--bind", f"{STAGE}/target" if staged else str(target), "/target"]
-        if source is not None:
-            arguments += ["--ro-bind", f"{STAGE}/source" if staged else str(source), "/source"]
+        for number, source in enumerate(sources):
+            arguments += ["--ro-bind", f"{STAGE}/source{number}" if staged else str(source), f"/source{number}"]
         arguments += ["--remount-ro", "/"]
         for capability in _CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
@@ -269,7 +285,7 @@ def _needed() -> list[Path]:
     prefix = Path(sys.base_prefix).resolve()
     found = [Path("/usr")]
     found += [Path(f"/{name}") for name in ("lib", "lib64") if Path(f"/{name}").is_dir() and f"/{name}" not in _links()]
-    for path in (prefix, *_packages(), _PROGRAM):
+    for path in (prefix, *_packages(), _PROGRAM, _SEAMS):
         if not any(place in (path, *path.parents) for place in found):
             found.append(path)
     return found

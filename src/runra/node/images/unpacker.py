@@ -1,4 +1,4 @@
-"""Unpacks one layer. Runs alone behind a wall (`walls.py`), as nobody, with the target folder for its only "/".
+"""Unpacks one layer. Runs alone behind a wall (`unpack.py`), as nobody, with the target folder for its only "/".
 
 A layer is hostile input. This program therefore needs no trust: it sees the compressed bytes on stdin, the folder,
 and the Python it runs on; it has no network, no other files, no ids but the sandbox's, and a memory limit. What it
@@ -12,6 +12,7 @@ which overlays mounted with `userxattr` read (bwrap mounts them so).
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -30,6 +31,8 @@ _CHUNK = 1 << 20
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _OPAQUE_ATTRIBUTE = "user.overlay.opaque"
+#: Of a folder that has no entry of its own: what a lower layer says of it counts (`seams.py`).
+_IMPLIED_ATTRIBUTE = "user.overlay.runra.implied"
 _XATTR = "SCHILY.xattr."
 #: Ids a sandbox has; others become nobody's.
 _IDS, _NOBODY = 65_536, 65_534
@@ -130,13 +133,10 @@ class Tree:
         self._plain = plain
         self._unseen = _LOOK_EVERY
         self._times: dict[str, int] = {}
-        self.counts = {"entries": 0, "bytes": 0, "devices": 0, "attributes": 0, "ids": 0}
+        self.counts = {"implied": 0, "entries": 0, "bytes": 0, "devices": 0, "attributes": 0, "ids": 0}
 
     def add(self, entry: tarfile.TarInfo, data: Bounded) -> None:
-        self.counts["entries"] += 1
-        if self.counts["entries"] > self._most:
-            raise Refused(f"it has more than the {self._most} entries allowed here")
-        self._spend(4096)
+        self._count()
         parts = parts_of(entry.name)
         if not parts:
             if entry.isdir():
@@ -155,6 +155,12 @@ class Tree:
         else:
             self._add(entry, path, data)
 
+    def _count(self) -> None:
+        self.counts["entries"] += 1
+        if self.counts["entries"] > self._most:
+            raise Refused(f"it has more than the {self._most} entries allowed here")
+        self._spend(4096)
+
     def _parent(self, parts: list[str]) -> str:
         path = ""
         for part in parts:
@@ -164,15 +170,33 @@ class Tree:
             except FileNotFoundError:
                 kind = 0
             if not stat.S_ISDIR(kind):
+                self._count()  # a name may be a thousand folders
                 hidden = self._clear(path)
                 os.mkdir(path, 0o755)
                 if hidden:
                     self._hide_below(path)
+                elif not self._plain:
+                    self._imply(path)
         return path
+
+    def _imply(self, path: str) -> None:
+        self.counts["implied"] += 1
+        try:
+            os.setxattr(path, _IMPLIED_ATTRIBUTE, b"y")
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:  # a tmpfs before Linux 6.6: the folder is root's, with mode 0755
+                raise
+
+    def _say(self, path: str) -> None:
+        """This layer says of the folder what it is."""
+        with contextlib.suppress(OSError):
+            os.removexattr(path, _IMPLIED_ATTRIBUTE)
 
     def _add(self, entry: tarfile.TarInfo, path: str, data: Bounded) -> None:
         if entry.isdir():
-            if not (os.path.isdir(path) and not os.path.islink(path)):
+            if os.path.isdir(path) and not os.path.islink(path):
+                self._say(path)
+            else:
                 hidden = self._clear(path)
                 os.mkdir(path, 0o700)
                 if hidden:
@@ -231,6 +255,7 @@ class Tree:
             # It hides what other layers have; what this layer has itself stays.
             if os.path.isdir(path) and not os.path.islink(path):
                 self._hide_below(path)
+                self._say(path)  # another folder than the one that other layers have
             return
         os.mknod(path, stat.S_IFCHR, 0)
 
