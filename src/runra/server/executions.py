@@ -51,9 +51,11 @@ class Executions:
     # --- running ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _held(self, sandbox: Sandbox, link: AgentLink, process: AgentProcess) -> AsyncIterator[Followed]:
+    async def _held(
+        self, sandbox: Sandbox, link: AgentLink, process: AgentProcess, tale: Tale
+    ) -> AsyncIterator[Followed]:
         """The process as one that listeners find; let go at the end, alive or not."""
-        followed = Followed(link, process)
+        followed = Followed(link, process, tale.witness())
         place = sandbox.id, process.pid
         self._followed[place] = followed
         try:
@@ -115,7 +117,7 @@ class Executions:
                 raise await lost(sandbox, error) from error
             # A process that runs already has somebody who tells of it; one that outlived a server was adopted.
             tale = Tale(self.teller, sandbox, process, command, ours=not process.reused)
-            async with self._held(sandbox, link, process) as followed:
+            async with self._held(sandbox, link, process, tale) as followed:
                 tale.start()
                 feeder = None
                 if stdin is not None and not process.reused:
@@ -244,11 +246,12 @@ class Executions:
         with _reported(found):
             async with sandbox.use() as link:
                 process = await link.attach(pid, offset=offset)
-                async with self._held(sandbox, link, process) as followed:
+                tale = Tale(self.teller, sandbox, process, process.command[:TOLD], ours=False)
+                async with self._held(sandbox, link, process, tale) as followed:
                     if stream is not None:
                         await followed.listen(stream)
                     found.set_result(followed)
-                    await followed.drive(Tale(self.teller, sandbox, process, process.command[:TOLD], ours=False).end)
+                    await followed.drive(tale.end)
 
     async def _start(self, sandbox: Sandbox, spec: ExecSpec, stdin: str | None, begin: Begin) -> Followed:
         """Run beside the call that asked, so that its client may go; returns once the command has started."""
@@ -291,11 +294,12 @@ class Executions:
             with _reported(claimed), _reported(found, again=True):
                 async with sandbox.use() as link:
                     process = await link.attach(status.pid)
-                    async with self._held(sandbox, link, process) as followed:
+                    tale = Tale(self.teller, sandbox, process, status.command[:TOLD], ours=True)
+                    async with self._held(sandbox, link, process, tale) as followed:
                         found.set_result(followed)
                         if claimed is not None:
                             claimed.set_result(followed)
-                        await followed.drive(Tale(self.teller, sandbox, process, status.command[:TOLD], ours=True).end)
+                        await followed.drive(tale.end)
         finally:
             if claimed is not None:
                 del self._tagged[sandbox.id, status.tag]
