@@ -87,7 +87,7 @@ class EventIds:
 
 
 #: Types that only come to who names them: a wildcard would carry all that commands print to every back end.
-BY_NAME: Final = frozenset({"exec.streamed"})
+BY_NAME: Final[frozenset[EventType]] = frozenset({"exec.streamed"})
 
 
 def matches(pattern: str, type: str) -> bool:

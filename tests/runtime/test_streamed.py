@@ -109,15 +109,19 @@ def test_it_has_to_be_named() -> None:
 
 async def told_by(runra: Runra, sandbox: Any, command: str, **options: Any) -> list[Event]:
     found: list[Event] = []
-    off = runra.on("exec.streamed", found.append)
-    ended = runra.on("exec.completed", found.append)
+    offs = [runra.on(type, found.append) for type in ("exec.streamed", "exec.completed")]
     await sandbox.exec(command, **options)
+
+    def mine() -> list[Event]:
+        return sorted((one for one in found if one.data["command"] == command), key=lambda one: one.id)
+
     async with asyncio.timeout(20):
-        while not found or found[-1].type != "exec.completed":
+        while not mine() or mine()[-1].type != "exec.completed":
             await asyncio.sleep(0.01)
-    off()
-    ended()
-    return found
+    await runra._session.bus.drain(10)
+    for off in offs:
+        off()
+    return mine()
 
 
 async def test_of_a_server_for_who_asks_before_and_after_it_began(make: Make) -> None:
@@ -150,13 +154,15 @@ async def client(real: RealServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 async def test_the_stream_of_the_server_by_types(client: Any) -> None:
-    async with await client.sandboxes.create(image="host") as sandbox:
-        async with sandbox.events(types=["exec.streamed", "exec.completed"]) as stream:
-            events = stream.__aiter__()
-            reading = asyncio.ensure_future(anext(events))
-            await stream.connected.wait(10)
-            process = await sandbox.exec("read line; echo got $line", background=True)
-            await process.send_stdin("it\n")
-            first = await reading
-            assert (first.type, first.data["data"], first.data["stream"]) == ("exec.streamed", "got it\n", "stdout")
-            assert (await anext(events)).type == "exec.completed"
+    async with (
+        await client.sandboxes.create(image="host") as sandbox,
+        sandbox.events(types=["exec.streamed", "exec.completed"]) as stream,
+    ):
+        events = stream.__aiter__()
+        reading = asyncio.ensure_future(anext(events))
+        await stream.connected.wait(10)
+        process = await sandbox.exec("read line; echo got $line", background=True)
+        await process.send_stdin("it\n")
+        first = await reading
+        assert (first.type, first.data["data"], first.data["stream"]) == ("exec.streamed", "got it\n", "stdout")
+        assert (await anext(events)).type == "exec.completed"

@@ -52,10 +52,10 @@ class Executions:
 
     @asynccontextmanager
     async def _held(
-        self, sandbox: Sandbox, link: AgentLink, process: AgentProcess, tale: Tale
+        self, sandbox: Sandbox, link: AgentLink, process: AgentProcess, tale: Tale | None = None
     ) -> AsyncIterator[Followed]:
-        """The process as one that listeners find; let go at the end, alive or not."""
-        followed = Followed(link, process, tale.witness())
+        """The process as one that listeners find, and the tale of it; let go at the end, alive or not."""
+        followed = Followed(link, process, tale.witness() if tale is not None else None)
         place = sandbox.id, process.pid
         self._followed[place] = followed
         try:
@@ -246,12 +246,11 @@ class Executions:
         with _reported(found):
             async with sandbox.use() as link:
                 process = await link.attach(pid, offset=offset)
-                tale = Tale(self.teller, sandbox, process, process.command[:TOLD], ours=False)
-                async with self._held(sandbox, link, process, tale) as followed:
+                async with self._held(sandbox, link, process) as followed:
                     if stream is not None:
                         await followed.listen(stream)
                     found.set_result(followed)
-                    await followed.drive(tale.end)
+                    await followed.drive(Tale(self.teller, sandbox, process, process.command[:TOLD], ours=False).end)
 
     async def _start(self, sandbox: Sandbox, spec: ExecSpec, stdin: str | None, begin: Begin) -> Followed:
         """Run beside the call that asked, so that its client may go; returns once the command has started."""
