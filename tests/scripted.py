@@ -139,7 +139,9 @@ def agent_loop(command: str = "echo hello-from-agent > hello.txt && cat hello.tx
 class ScriptedModel:
     """The server. An async context manager; `url` has no path, `key` is what it accepts in any of the three headers."""
 
-    def __init__(self, script: Sequence[Step] | Callable[[Seen], Step] = (Say("ok"),), *, key: str | None = None) -> None:
+    def __init__(
+        self, script: Sequence[Step] | Callable[[Seen], Step] = (Say("ok"),), *, key: str | None = None
+    ) -> None:
         self.script = script
         self.key = key or "sk-real-" + secrets.token_hex(16)
         self.seen: list[Seen] = []
@@ -212,7 +214,9 @@ class ScriptedModel:
             await asyncio.sleep(fault.seconds)
             return response
         if kind == "garbage":
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream" if seen.stream else "application/json"})
+            response = web.StreamResponse(
+                headers={"Content-Type": "text/event-stream" if seen.stream else "application/json"}
+            )
             await response.prepare(request)
             await response.write(b"\x00\xffdata: {not json\n\ndata: []\n\ndata: 7\n\n<html>502</html>\n\n")
             return response
@@ -269,7 +273,12 @@ _WORDS = {
     "401": ("authentication_error", "invalid_api_key", "UNAUTHENTICATED", "invalid x-api-key"),
     "403": ("permission_error", "forbidden", "PERMISSION_DENIED", "not allowed"),
     "400": ("invalid_request_error", "invalid_value", "INVALID_ARGUMENT", "messages.0: nonsense"),
-    "context": ("invalid_request_error", "context_length_exceeded", "INVALID_ARGUMENT", "prompt is too long: 250000 tokens > 200000 maximum"),
+    "context": (
+        "invalid_request_error",
+        "context_length_exceeded",
+        "INVALID_ARGUMENT",
+        "prompt is too long: 250000 tokens > 200000 maximum",
+    ),
     "refused": ("invalid_request_error", "content_policy_violation", "INVALID_ARGUMENT", "blocked by content policy"),
     "429": ("rate_limit_error", "rate_limit_exceeded", "RESOURCE_EXHAUSTED", "slow down"),
     "500": ("api_error", "server_error", "INTERNAL", "it broke"),
@@ -299,7 +308,13 @@ def _stream_error(format: Format) -> bytes:
         return _named({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
     if format == "responses":
         error = {"code": "server_error", "message": "it broke"}
-        return _named({"type": "response.failed", "sequence_number": 99, "response": {"id": "resp_x", "object": "response", "status": "failed", "error": error, "output": []}})
+        return _named(
+            {
+                "type": "response.failed",
+                "sequence_number": 99,
+                "response": {"id": "resp_x", "object": "response", "status": "failed", "error": error, "output": []},
+            }
+        )
     if format == "chat":
         return _data({"error": {"message": "it broke", "code": 502}})
     return _data({"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}})
@@ -371,13 +386,17 @@ def _messages_stream(server: ScriptedModel, seen: Seen, say: Say) -> Iterator[by
             deltas = ({"type": "text_delta", "text": piece} for piece in _cut(block["text"], say))  # type: ignore[assignment]
         else:
             empty = {**block, "input": {}}
-            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in _cut(json.dumps(block["input"]), say)]
+            deltas = [
+                {"type": "input_json_delta", "partial_json": piece} for piece in _cut(json.dumps(block["input"]), say)
+            ]
         yield _named({"type": "content_block_start", "index": index, "content_block": empty})
         for delta in deltas:
             yield _named({"type": "content_block_delta", "index": index, "delta": delta})
         yield _named({"type": "content_block_stop", "index": index})
     usage = {"output_tokens": say.tokens.output}
-    yield _named({"type": "message_delta", "delta": {"stop_reason": _messages_stop(say), "stop_sequence": None}, "usage": usage})
+    yield _named(
+        {"type": "message_delta", "delta": {"stop_reason": _messages_stop(say), "stop_sequence": None}, "usage": usage}
+    )
     yield _named({"type": "message_stop"})
 
 
@@ -406,7 +425,11 @@ def _chat_stop(say: Say) -> str:
 
 def _chat_calls(server: ScriptedModel, say: Say) -> list[dict[str, Any]]:
     return [
-        {"id": server.next_id("call_"), "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        {
+            "id": server.next_id("call_"),
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
         for name, arguments in say.tools
     ]
 
@@ -428,7 +451,12 @@ def _chat_whole(server: ScriptedModel, seen: Seen, say: Say) -> dict[str, Any]:
 
 
 def _chat_stream(server: ScriptedModel, seen: Seen, say: Say) -> Iterator[bytes]:
-    base = {"id": server.next_id("chatcmpl-"), "object": "chat.completion.chunk", "created": 1790000000, "model": seen.body["model"]}
+    base = {
+        "id": server.next_id("chatcmpl-"),
+        "object": "chat.completion.chunk",
+        "created": 1790000000,
+        "model": seen.body["model"],
+    }
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
         return _data({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
@@ -458,16 +486,44 @@ def _responses_items(server: ScriptedModel, seen: Seen, say: Say) -> list[dict[s
     custom = {tool["name"] for tool in seen.body.get("tools") or [] if tool.get("type") == "custom"}
     if say.thinking:
         summary = [{"type": "summary_text", "text": say.thinking}]
-        items.append({"type": "reasoning", "id": server.next_id("rs_"), "summary": summary, "encrypted_content": "ZW5jcnlwdGVk"})
+        items.append(
+            {"type": "reasoning", "id": server.next_id("rs_"), "summary": summary, "encrypted_content": "ZW5jcnlwdGVk"}
+        )
     if say.text or not say.tools:
         content = [{"type": "output_text", "text": say.text, "annotations": []}]
-        items.append({"type": "message", "id": server.next_id("msg_"), "status": "completed", "role": "assistant", "content": content})
+        items.append(
+            {
+                "type": "message",
+                "id": server.next_id("msg_"),
+                "status": "completed",
+                "role": "assistant",
+                "content": content,
+            }
+        )
     for name, arguments in say.tools:
         call_id = server.next_id("call_")
         if name in custom:
-            items.append({"type": "custom_tool_call", "id": server.next_id("ctc_"), "status": "completed", "call_id": call_id, "name": name, "input": arguments})
+            items.append(
+                {
+                    "type": "custom_tool_call",
+                    "id": server.next_id("ctc_"),
+                    "status": "completed",
+                    "call_id": call_id,
+                    "name": name,
+                    "input": arguments,
+                }
+            )
         else:
-            items.append({"type": "function_call", "id": server.next_id("fc_"), "status": "completed", "call_id": call_id, "name": name, "arguments": json.dumps(arguments)})
+            items.append(
+                {
+                    "type": "function_call",
+                    "id": server.next_id("fc_"),
+                    "status": "completed",
+                    "call_id": call_id,
+                    "name": name,
+                    "arguments": json.dumps(arguments),
+                }
+            )
     return items
 
 
@@ -480,7 +536,9 @@ def _responses_whole(server: ScriptedModel, seen: Seen, say: Say) -> dict[str, A
         "created_at": 1790000000,
         "status": "incomplete" if say.stop else "completed",
         "error": None,
-        "incomplete_details": {"reason": {"length": "max_output_tokens", "refusal": "content_filter"}[say.stop]} if say.stop else None,
+        "incomplete_details": {"reason": {"length": "max_output_tokens", "refusal": "content_filter"}[say.stop]}
+        if say.stop
+        else None,
         "model": seen.body["model"],
         "output": _responses_items(server, seen, say),
         "parallel_tool_calls": True,
@@ -512,26 +570,39 @@ def _responses_stream(server: ScriptedModel, seen: Seen, say: Say) -> Iterator[b
         if kind == "reasoning":
             text = item["summary"][0]["text"]
             yield event("response.output_item.added", output_index=index, item={**item, "summary": []})
-            yield event("response.reasoning_summary_part.added", **where, summary_index=0, part={"type": "summary_text", "text": ""})
+            yield event(
+                "response.reasoning_summary_part.added",
+                **where,
+                summary_index=0,
+                part={"type": "summary_text", "text": ""},
+            )
             for piece in _cut(text, say):
                 yield event("response.reasoning_summary_text.delta", **where, summary_index=0, delta=piece)
             yield event("response.reasoning_summary_text.done", **where, summary_index=0, text=text)
             yield event("response.reasoning_summary_part.done", **where, summary_index=0, part=item["summary"][0])
         elif kind == "message":
             part = item["content"][0]
-            yield event("response.output_item.added", output_index=index, item={**item, "content": [], "status": "in_progress"})
+            yield event(
+                "response.output_item.added", output_index=index, item={**item, "content": [], "status": "in_progress"}
+            )
             yield event("response.content_part.added", **where, content_index=0, part={**part, "text": ""})
             for piece in _cut(part["text"], say):
                 yield event("response.output_text.delta", **where, content_index=0, delta=piece)
             yield event("response.output_text.done", **where, content_index=0, text=part["text"])
             yield event("response.content_part.done", **where, content_index=0, part=part)
         elif kind == "custom_tool_call":
-            yield event("response.output_item.added", output_index=index, item={**item, "input": "", "status": "in_progress"})
+            yield event(
+                "response.output_item.added", output_index=index, item={**item, "input": "", "status": "in_progress"}
+            )
             for piece in _cut(item["input"], say):
                 yield event("response.custom_tool_call_input.delta", **where, delta=piece)
             yield event("response.custom_tool_call_input.done", **where, input=item["input"])
         else:
-            yield event("response.output_item.added", output_index=index, item={**item, "arguments": "", "status": "in_progress"})
+            yield event(
+                "response.output_item.added",
+                output_index=index,
+                item={**item, "arguments": "", "status": "in_progress"},
+            )
             for piece in _cut(item["arguments"], say):
                 yield event("response.function_call_arguments.delta", **where, delta=piece)
             yield event("response.function_call_arguments.done", **where, arguments=item["arguments"])
@@ -607,4 +678,3 @@ _WHOLES: dict[Format, Callable[[ScriptedModel, Seen, Say], dict[str, Any]]] = {
     "chat": _chat_whole,
     "gemini": _gemini_whole,
 }
-

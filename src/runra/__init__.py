@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runra.sdk._sync.sandbox import Sandbox as Sandbox
     from runra.sdk._sync.terminal import Terminal as Terminal
     from runra.sdk.failures import CommandFailed as CommandFailed
+    from runra.sdk.gaps import EventGap as EventGap
     from runra.sdk.output import OutputChunk as OutputChunk
     from runra.sdk.types import ExecOptions as ExecOptions
     from runra.sdk.types import ListOptions as ListOptions
@@ -35,6 +36,7 @@ _HOMES: Final = {
     "AsyncSandbox": "runra.sdk._async.sandbox",
     "AsyncTerminal": "runra.sdk._async.terminal",
     "CommandFailed": "runra.sdk.failures",
+    "EventGap": "runra.sdk.gaps",
     "ExecOptions": "runra.sdk.types",
     "ExecutionResult": "runra.contract",
     "FileEntry": "runra.contract",
@@ -58,6 +60,7 @@ __all__ = [
     "AsyncSandbox",
     "AsyncTerminal",
     "CommandFailed",
+    "EventGap",
     "ExecOptions",
     "ExecutionResult",
     "FileEntry",

@@ -54,9 +54,16 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
         },
     ),
     "exec.streamed": Kind(
-        "A piece of a command's output. The server publishes none: output has its own stream.",
+        "A piece of a command's output, at most 16 KiB. Only who asks for this type by name gets it.",
         "debug",
-        {**_COMMAND, "stream": "stdout or stderr", "data": "the text"},
+        {
+            **_COMMAND,
+            "stream": "stdout or stderr",
+            "data": "the text",
+            "encoding": "base64 where the data is that, of what is no UTF-8",
+            "offset": "where it begins in both streams taken together, in bytes",
+            "untoldBytes": "how much before it was left out, beyond 64 KiB a second",
+        },
     ),
     "exec.error": Kind("A command could not be run, or was lost.", "error", {**_COMMAND, **_FAILURE}),
     "exec.timed_out": Kind(

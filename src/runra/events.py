@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
@@ -86,10 +86,15 @@ class EventIds:
         return f"{self._prefix}{next(self._counter):010x}"
 
 
+#: Types that only come to who names them: a wildcard would carry all that commands print to every back end.
+BY_NAME: Final[frozenset[EventType]] = frozenset({"exec.streamed"})
+
+
 def matches(pattern: str, type: str) -> bool:
-    """Whether a type is meant by a pattern: a type itself, `sandbox.*` for all of a topic, or `*` for all there are."""
+    """Whether a type is meant by a pattern: a type itself, `sandbox.*` for all of a topic, or `*` for all there are,
+    in both cases without those of `BY_NAME`."""
     if pattern.endswith("*"):
-        return type.startswith(pattern[:-1])
+        return type.startswith(pattern[:-1]) and type not in BY_NAME
     return type == pattern
 
 
@@ -111,7 +116,9 @@ class Subscription:
     """One reader of the log: an async iterator over a bounded queue. A reader that falls behind loses the
     oldest waiting events, and `dropped` counts them; it never slows the publisher."""
 
-    def __init__(self, wanted: Callable[[Event], bool], bound: int) -> None:
+    def __init__(self, wanted: Callable[[Event], bool], bound: int, named: frozenset[str] = frozenset()) -> None:
+        #: The types of `BY_NAME` that it asks for.
+        self.named = named
         self._wanted = wanted
         self._queue: deque[Event] = deque(maxlen=bound)
         self._ready = asyncio.Event()
@@ -167,7 +174,12 @@ class EventLog:
     def __init__(self, kept: int = KEPT) -> None:
         self._events: deque[Event] = deque(maxlen=kept)
         self._subscriptions: set[Subscription] = set()
+        self._named: Counter[str] = Counter()
         self._ids = EventIds()
+        #: What came before this server: ids sort, also across a restart.
+        self._first = self._ids.next()
+        #: The latest event of each organization that is no longer kept.
+        self._forgotten: dict[str, str] = {}
 
     @property
     def last_id(self) -> str:
@@ -201,24 +213,38 @@ class EventLog:
             trace_id=trace_id or (run.trace_id if run else ""),
         )
         if kept:
+            if len(self._events) == self._events.maxlen:
+                self._forgotten[self._events[0].organization_id] = self._events[0].id
             self._events.append(event)
         for subscription in tuple(self._subscriptions):
             subscription.offer(event)
         return event
 
     def subscribe(
-        self, wanted: Callable[[Event], bool], *, after: str | None = None, bound: int = WAITING
+        self,
+        wanted: Callable[[Event], bool],
+        *,
+        types: Iterable[str] = ("*",),
+        after: str | None = None,
+        bound: int = WAITING,
     ) -> Subscription:
-        """Start reading: events published from now on, preceded by the kept ones after the id `after`.
+        """Start reading: events of `types` (patterns) published from now on, preceded by the kept ones after the id
+        `after`.
 
         The caller owns the subscription and hands it to `unsubscribe` on every path.
         """
-        subscription = Subscription(wanted, bound)
+        patterns = tuple(types)
+        subscription = Subscription(
+            lambda event: any(matches(pattern, event.type) for pattern in patterns) and wanted(event),
+            bound,
+            BY_NAME.intersection(patterns),
+        )
         if after is not None:
             for event in self._events:
                 if event.id > after:
                     subscription.offer(event)
         self._subscriptions.add(subscription)
+        self._named.update(subscription.named)
         return subscription
 
     @property
@@ -226,8 +252,23 @@ class EventLog:
         """Whether anybody listens."""
         return bool(self._subscriptions)
 
+    def asked(self, type: EventType) -> bool:
+        """Whether anybody listens who names this type, one of `BY_NAME`."""
+        return self._named[type] > 0
+
+    def missed(self, after: str, organization_id: str) -> Literal["restart", "forgotten"] | None:
+        """Why who has read up to the id `after` may miss events that came since: they were of a server before this one,
+        or are too many ago. None when all are kept, and for an id that is no whole one: that asks for all there is."""
+        if len(after) < len(self._first):
+            return None
+        if after < self._first:
+            return "restart"
+        return "forgotten" if after < self._forgotten.get(organization_id, "") else None
+
     def unsubscribe(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+            self._named.subtract(subscription.named)
 
     def close(self) -> None:
         for subscription in self._subscriptions:

@@ -81,9 +81,16 @@ def test_the_happy_loop_as_events(name: str) -> None:
 
 def test_what_went_wrong_inside_a_run_is_told() -> None:
     named = ("codex-cmd-fail", "opencode-cmd-fail", "codex-file-change")
-    results = {name: next(event.data for event in play(name, 0)[0] if event.type == "agent.tool_result") for name in named}
-    assert [(results[name]["exitCode"], results[name]["output"]) for name in ("codex-cmd-fail", "opencode-cmd-fail")] == [(3, "oops\n")] * 2
-    assert (results["codex-file-change"]["tool"], results["codex-file-change"]["output"]) == ("edit", "add /workspace/a.txt")
+    results = {
+        name: next(event.data for event in play(name, 0)[0] if event.type == "agent.tool_result") for name in named
+    }
+    assert [
+        (results[name]["exitCode"], results[name]["output"]) for name in ("codex-cmd-fail", "opencode-cmd-fail")
+    ] == [(3, "oops\n")] * 2
+    assert (results["codex-file-change"]["tool"], results["codex-file-change"]["output"]) == (
+        "edit",
+        "add /workspace/a.txt",
+    )
     (retry,) = (event.data for event in play("claude-429-recovered", 0)[0] if event.type == "agent.error")
     assert (retry["fatal"], "429" in retry["message"]) == (False, True)
     blocked = play("claude-permission-blocked", 0)[0]
@@ -107,7 +114,14 @@ def test_no_line_breaks_a_transcript(agent: str, data: st.DataObject) -> None:
     """A sandbox may print what it likes: real lines with parts of them replaced by anything."""
     files = sorted(FIXTURES.glob(f"{'claude' if agent == 'claude-code' else agent}-*.jsonl"))
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
-    junk = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2) | st.just({"a": [1]})
+    junk = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text(max_size=4)
+        | st.lists(st.integers(), max_size=2)
+        | st.just({"a": [1]})
+    )
     transcript = TRANSCRIPTS[agent]()
 
     def spoil(value: Any) -> Any:

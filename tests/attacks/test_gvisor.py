@@ -83,7 +83,9 @@ async def test_a_call_inside_is_not_the_hosts_kernels(host: Host) -> None:
 
     before = namespaces()
     keys = Path("/proc/keys").read_text().count("runra") if Path("/proc/keys").exists() else 0
-    await host.run(sandbox, "unshare -Urn sleep 0.5 & unshare -Urm true; keyctl add user runra x @u 2>/dev/null; sleep 0.2")
+    await host.run(
+        sandbox, "unshare -Urn sleep 0.5 & unshare -Urm true; keyctl add user runra x @u 2>/dev/null; sleep 0.2"
+    )
     assert namespaces() <= before
     assert not keys or Path("/proc/keys").read_text().count("runra") == keys
 

@@ -132,7 +132,10 @@ async def test_churn_does_not_outgrow_the_quota_on_the_host(tmp_path: Path) -> N
     )
     bomber = await host.create(**SMALL)
     for _ in range(2):
-        async with bomber.use() as agent, await agent.exec(ExecSpec(argv=("python3", "-c", churn), env=bomber.env)) as process:
+        async with (
+            bomber.use() as agent,
+            await agent.exec(ExecSpec(argv=("python3", "-c", churn), env=bomber.env)) as process,
+        ):
             assert (await process.wait()).code == 0
     await until(lambda: image.stat().st_blocks * 512 < 100 << 20, 20)
     await stop_host(host)
@@ -170,7 +173,10 @@ async def test_cores_are_not_exceeded(small: Host) -> None:
 
 async def test_a_million_files_stop_at_the_quota(small: Host) -> None:
     """Inodes are disk, too: their metadata counts against the same quota."""
-    bomber, neighbour = await small.create(resources={"cpu": 1, "memoryMb": 256, "diskMb": 32}), await small.create(**SMALL)
+    bomber, neighbour = (
+        await small.create(resources={"cpu": 1, "memoryMb": 256, "diskMb": 32}),
+        await small.create(**SMALL),
+    )
     script = (
         "import os\nos.mkdir('/workspace/many')\n"
         "try:\n  for i in range(1_000_000): os.mknod(f'/workspace/many/{i:0200d}')\n"

@@ -100,8 +100,18 @@ async def test_rare_socket_families_are_not_there(host: Host) -> None:
 async def test_kernel_switches_cannot_be_written(host: Host) -> None:
     """core_pattern, modprobe, uevent_helper, release_agent, sysrq: each runs a program as root on the host."""
     paths = [
-        *("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches"),
-        *("/sys/kernel/uevent_helper", "/sys/fs/cgroup/release_agent", "/proc/sys/kernel/hostname", "/proc/1/oom_score_adj"),
+        *(
+            "/proc/sys/kernel/core_pattern",
+            "/proc/sys/kernel/modprobe",
+            "/proc/sysrq-trigger",
+            "/proc/sys/vm/drop_caches",
+        ),
+        *(
+            "/sys/kernel/uevent_helper",
+            "/sys/fs/cgroup/release_agent",
+            "/proc/sys/kernel/hostname",
+            "/proc/1/oom_score_adj",
+        ),
         *("/proc/sys/fs/binfmt_misc/register", "/proc/sys/user/max_user_namespaces", "/proc/1/mem", "/proc/kcore"),
     ]
     before = Path("/proc/sys/kernel/core_pattern").read_text()

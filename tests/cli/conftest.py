@@ -47,7 +47,12 @@ class Cli:
     ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             self.command(*words),
-            input=stdin, env=self.env | dict(env or {}), cwd=self.home, capture_output=True, timeout=timeout, check=False,
+            input=stdin,
+            env=self.env | dict(env or {}),
+            cwd=self.home,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
 
     def __call__(self, *words: str | Path, **options: Any) -> Ran:

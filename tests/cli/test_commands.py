@@ -147,7 +147,11 @@ def test_an_open_stdin_that_says_nothing_does_not_hold_a_command_up(cli: Cli, sa
     try:
         done = subprocess.run(
             cli.command("exec", sandbox, "echo done"),
-            stdin=reader, env=cli.env, capture_output=True, timeout=30, check=False,
+            stdin=reader,
+            env=cli.env,
+            capture_output=True,
+            timeout=30,
+            check=False,
         )
         assert (done.returncode, done.stdout) == (0, b"done\n")
     finally:

@@ -21,7 +21,18 @@ from tests.node.test_unprivileged import USER, as_user
 
 NAMES = {
     *("user", "kernel", "bubblewrap", "agent and launcher", "system-call filter", "user namespaces", "overlay"),
-    *("open files", "open files of all", "CPU limit", "memory limit", "process limit", "pause", "disk limit", "network", "gvisor", "sandbox"),
+    *(
+        "open files",
+        "open files of all",
+        "CPU limit",
+        "memory limit",
+        "process limit",
+        "pause",
+        "disk limit",
+        "network",
+        "gvisor",
+        "sandbox",
+    ),
 }
 
 
@@ -78,7 +89,12 @@ def test_an_ordinary_user_is_told_what_is_limited_and_why(folder: Path) -> None:
     command, environment = as_user(folder)
     done = subprocess.run(
         [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", folder / "data"],
-        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
@@ -96,7 +112,12 @@ def test_a_folder_that_cannot_be_used_is_a_finding(folder: Path) -> None:
     command, environment = as_user(folder)
     done = subprocess.run(
         [*command, "-m", "runra.cli", "doctor", "--json", "--data-dir", "/proc/none"],
-        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1
     told = json.loads(done.stdout)

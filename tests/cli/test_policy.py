@@ -20,7 +20,9 @@ def test_words_become_settings() -> None:
     assert node_policy(None, None, None, "cpu, disk") == {"allow_unenforced": frozenset({"cpu", "disk"})}
 
 
-@pytest.mark.parametrize("words", [("bubblewrap", None, "gvisor", None), (None, "gvisor", "gvisor", None), (None, "a,,b", None, None)])
+@pytest.mark.parametrize(
+    "words", [("bubblewrap", None, "gvisor", None), (None, "gvisor", "gvisor", None), (None, "a,,b", None, None)]
+)
 def test_words_that_contradict_each_other(words: tuple[str | None, ...]) -> None:
     with pytest.raises(typer.BadParameter):
         node_policy(*words)

@@ -68,7 +68,12 @@ def at_a_terminal(cli: Cli, *words: str) -> Iterator[Person]:
     # setsid --ctty makes it the controlling terminal, so that the kernel tells of a new size.
     process = subprocess.Popen(
         ["setsid", "--ctty", *cli.command(*words)],
-        stdin=slave, stdout=slave, stderr=slave, env=cli.env, cwd=cli.home, start_new_session=False,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=cli.env,
+        cwd=cli.home,
+        start_new_session=False,
     )
     try:
         yield Person(master, process)
@@ -104,7 +109,9 @@ def test_a_terminal_with_its_size_its_keys_and_its_exit_code(cli: Cli, sandbox: 
 
 
 def test_a_command_in_a_terminal(cli: Cli, sandbox: str) -> None:
-    with at_a_terminal(cli, "shell", sandbox, "--command", "id -un; pwd; test -t 0 && echo a tty", "-u", "user", "-w", "/usr") as person:
+    with at_a_terminal(
+        cli, "shell", sandbox, "--command", "id -un; pwd; test -t 0 && echo a tty", "-u", "user", "-w", "/usr"
+    ) as person:
         shown = person.reads("a tty")
         assert "user" in shown
         assert "/usr" in shown

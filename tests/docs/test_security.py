@@ -27,10 +27,14 @@ def test_every_test_named_is_there() -> None:
 
 def test_what_is_claimed_for_gvisor_runs_behind_it() -> None:
     table = PAGE.partition("| claim | bubblewrap")[2].partition("\n\n")[0]
-    named = [one for row in table.splitlines()[2:] for one in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.split("|")[3])]
+    named = [
+        one for row in table.splitlines()[2:] for one in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.split("|")[3])
+    ]
     assert len(named) > 20
     for path, name in named:
-        assert "gvisor" in path or any("both_walls" in mark or "gvisor" in mark for mark in decorators(path)[name]), name
+        assert "gvisor" in path or any("both_walls" in mark or "gvisor" in mark for mark in decorators(path)[name]), (
+            name
+        )
 
 
 def test_no_file_of_attacks_is_left_out() -> None:

@@ -14,7 +14,12 @@ from runra.runtime.llms import resolve
 from tests.scripted import ScriptedModel
 
 #: Provider and path of the scripted model's URL for each format a model may speak.
-SPEAKS = {"messages": ("anthropic", ""), "responses": ("openai", "/v1"), "chat": ("openrouter", "/v1"), "gemini": ("gemini", "/v1beta")}
+SPEAKS = {
+    "messages": ("anthropic", ""),
+    "responses": ("openai", "/v1"),
+    "chat": ("openrouter", "/v1"),
+    "gemini": ("gemini", "/v1beta"),
+}
 PRICE = {"m-1": {"input": 10, "output": 100}}
 PATHS = {"messages": "/v1/messages", "responses": "/v1/responses", "chat": "/v1/chat/completions"}
 
@@ -23,7 +28,13 @@ def hello(format: str, stream: bool = True, **more: Any) -> dict[str, Any]:
     """A small request in a client's format."""
     if format == "responses":
         return {"model": "any", "input": "hi", "stream": stream, "store": False, **more}
-    return {"model": "any", "max_tokens": 1000, "messages": [{"role": "user", "content": "hi"}], "stream": stream, **more}
+    return {
+        "model": "any",
+        "max_tokens": 1000,
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": stream,
+        **more,
+    }
 
 
 def tool(format: str) -> dict[str, Any]:
@@ -48,16 +59,25 @@ class Stand:
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"}
 
-    async def ask(self, format: str, body: Mapping[str, Any] | bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    async def ask(
+        self, format: str, body: Mapping[str, Any] | bytes, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         raw = {"data": body} if isinstance(body, bytes) else {"json": body}
-        async with self.session.post(self.server.url + PATHS[format], headers={**self.headers, **headers}, **raw) as response:  # type: ignore[arg-type]
+        async with self.session.post(
+            self.server.url + PATHS[format], headers={**self.headers, **headers}, **raw
+        ) as response:  # type: ignore[arg-type]
             return response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read()
 
 
 @asynccontextmanager
-async def stand(model: ScriptedModel, speaks: str, limits: RunLimits | None = None, **config: Any) -> AsyncIterator[Stand]:
+async def stand(
+    model: ScriptedModel, speaks: str, limits: RunLimits | None = None, **config: Any
+) -> AsyncIterator[Stand]:
     provider, path = SPEAKS[speaks]
-    target = resolve(provider, {"model": "m-1", "apiKey": model.key, "baseUrl": model.url + path, "prices": PRICE, "format": speaks, **config})
+    target = resolve(
+        provider,
+        {"model": "m-1", "apiKey": model.key, "baseUrl": model.url + path, "prices": PRICE, "format": speaks, **config},
+    )
     gateway = Gateway()
     server = GatewayServer(gateway)
     events: list[dict[str, Any]] = []

@@ -30,7 +30,16 @@ CLIENTS = ("messages", "responses", "chat")
 
 def target(server: ScriptedModel, speaks: str = "chat", **config: Any) -> Any:
     provider, path = SPEAKS[speaks]
-    return resolve(provider, {"model": "m-1", "apiKey": server.key, "baseUrl": server.url + path, "prices": {"m-1": {"input": 10, "output": 100}}, **config})
+    return resolve(
+        provider,
+        {
+            "model": "m-1",
+            "apiKey": server.key,
+            "baseUrl": server.url + path,
+            "prices": {"m-1": {"input": 10, "output": 100}},
+            **config,
+        },
+    )
 
 
 # -- tokens -------------------------------------------------------------------------------------------------------------
@@ -49,7 +58,9 @@ async def test_no_token_no_call(given_token: str) -> None:
 @pytest.mark.parametrize("header", ["x-api-key", "x-goog-api-key"])
 async def test_a_token_in_any_of_the_clients_headers(header: str) -> None:
     async with ScriptedModel([Say("ok")]) as model, stand(model, "messages") as here, aiohttp.ClientSession() as bare:
-        async with bare.post(here.server.url + "/v1/messages", json=hello("messages"), headers={header: here.token}) as response:
+        async with bare.post(
+            here.server.url + "/v1/messages", json=hello("messages"), headers={header: here.token}
+        ) as response:
             assert response.status == 200
         assert here.token not in json.dumps(model.seen[0].headers)
 
@@ -67,7 +78,9 @@ async def test_a_token_ends() -> None:
 
 async def test_revoking_cuts_off_calls_under_way() -> None:
     async with ScriptedModel([Fault("endless")]) as model, stand(model, "messages") as here:
-        async with here.session.post(here.server.url + "/v1/messages", json=hello("messages"), headers=here.headers) as response:
+        async with here.session.post(
+            here.server.url + "/v1/messages", json=hello("messages"), headers=here.headers
+        ) as response:
             assert await response.content.readany()
             totals = await here.gateway.revoke("run_1")
             with pytest.raises(aiohttp.ClientError):
@@ -96,7 +109,10 @@ async def test_runs_are_apart() -> None:
 
 @pytest.mark.parametrize("format", CLIENTS)
 async def test_a_spent_budget_stops_an_agent(format: str) -> None:
-    async with ScriptedModel([Say("ok", tokens=Tokens(1000, 0, 0, 100))]) as model, stand(model, "chat", RunLimits(max_cost=0.03)) as here:
+    async with (
+        ScriptedModel([Say("ok", tokens=Tokens(1000, 0, 0, 100))]) as model,
+        stand(model, "chat", RunLimits(max_cost=0.03)) as here,
+    ):
         assert [(await here.ask(format, hello(format)))[0] for _ in range(3)] == [200, 200, 400]
         status, headers, body = await here.ask(format, hello(format))
         error = json.loads(body)["error"]
@@ -107,7 +123,9 @@ async def test_a_spent_budget_stops_an_agent(format: str) -> None:
         assert here.events[-1]["totalCost"] == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize(("format", "speaks"), [("messages", "messages"), ("messages", "chat"), ("chat", "chat"), ("responses", "gemini")])
+@pytest.mark.parametrize(
+    ("format", "speaks"), [("messages", "messages"), ("messages", "chat"), ("chat", "chat"), ("responses", "gemini")]
+)
 async def test_a_budget_ends_an_answer_in_the_middle(format: str, speaks: str) -> None:
     limits = RunLimits(max_cost=0.2)
     async with ScriptedModel([Fault("endless")]) as model, stand(model, speaks, limits) as here:
@@ -134,7 +152,10 @@ async def test_turns_count_calls_with_tools_only() -> None:
 
 
 async def test_rate_and_concurrency_are_retryable() -> None:
-    async with ScriptedModel([Say("ok", pause=0.2)]) as model, stand(model, "chat", RunLimits(calls_per_minute=3, concurrent=2)) as here:
+    async with (
+        ScriptedModel([Say("ok", pause=0.2)]) as model,
+        stand(model, "chat", RunLimits(calls_per_minute=3, concurrent=2)) as here,
+    ):
         answers = await asyncio.gather(*(here.ask("chat", hello("chat")) for _ in range(3)))
         assert sorted(status for status, _, _ in answers) == [200, 200, 429]
         assert (await here.ask("chat", hello("chat")))[0] == 200
@@ -159,7 +180,12 @@ async def test_a_budget_needs_a_price() -> None:
 async def test_what_is_passed_on_is_true_to_the_byte() -> None:
     said = '{ "max_tokens":1e3,\n\t"model" : "claude-x", "messages":[{"role":"user","content":"\\u00e4\\/ é 1.0"}],"temperature":1.0, "stream":true}'
     async with ScriptedModel([Say("ok", tokens=Tokens(10, 0, 0, 5))]) as model, stand(model, "messages") as here:
-        headers = {"anthropic-beta": "some-beta", "openai-organization": "someone-elses", "x-forwarded-for": "1.2.3.4", "cookie": "a=b"}
+        headers = {
+            "anthropic-beta": "some-beta",
+            "openai-organization": "someone-elses",
+            "x-forwarded-for": "1.2.3.4",
+            "cookie": "a=b",
+        }
         _, _, body = await here.ask("messages", said.encode(), **headers)
         seen = model.seen[0]
         assert seen.raw.decode() == said.replace("claude-x", "m-1")
@@ -186,12 +212,27 @@ async def test_a_chat_stream_is_counted_without_the_client_noticing(asked: bool)
         assert here.events[0]["inputTokens"] == 700
 
 
-fields = st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8), max_size=6)
+fields = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    ),
+    max_size=6,
+)
 
 
-@given(body=fields, changes=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3), indent=st.none() | st.integers(0, 3), ascii=st.booleans())
+@given(
+    body=fields,
+    changes=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    indent=st.none() | st.integers(0, 3),
+    ascii=st.booleans(),
+)
 @settings(max_examples=100, deadline=None)
-def test_a_body_changes_only_where_it_must(body: dict[str, Any], changes: dict[str, Any], indent: int | None, ascii: bool) -> None:
+def test_a_body_changes_only_where_it_must(
+    body: dict[str, Any], changes: dict[str, Any], indent: int | None, ascii: bool
+) -> None:
     raw = json.dumps(body, indent=indent, ensure_ascii=ascii).encode(errors="replace")
     parsed = parse(raw)
     assert parsed.value == json.loads(raw)
@@ -199,7 +240,22 @@ def test_a_body_changes_only_where_it_must(body: dict[str, Any], changes: dict[s
     assert parsed.replaced({}) == raw
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b'{"a":1,}', b'{"a" 1}', b'{"a":1}x', b'{"model":"a","model":"b"}', b'{"tools":[{"type":"a","type":"b"}]}', b"\xff{}", b'{"a":' + b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a":1,}',
+        b'{"a" 1}',
+        b'{"a":1}x',
+        b'{"model":"a","model":"b"}',
+        b'{"tools":[{"type":"a","type":"b"}]}',
+        b"\xff{}",
+        b'{"a":' + b"[" * 100_000,
+        b'{"a":' + b"9" * 5000 + b"}",
+    ],
+)
 async def test_bodies_that_are_refused(raw: bytes) -> None:
     async with ScriptedModel() as model, stand(model, "chat") as here:
         status, _, body = await here.ask("chat", raw)
@@ -217,13 +273,36 @@ async def test_a_body_has_a_bound() -> None:
     ("format", "more", "named"),
     [
         ("messages", {"mcp_servers": [{"url": "https://x"}]}, "mcp_servers"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://evil/?secret"}}]}]}, "url.url"),
+        (
+            "messages",
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "source": {"type": "url", "url": "https://evil/?secret"}}],
+                    }
+                ]
+            },
+            "url.url",
+        ),
         ("responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("responses", {"background": True}, "background"),
         ("responses", {"service_tier": "priority"}, "service_tier"),
         ("messages", {"speed": "fast"}, "speed"),
-        ("responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}, "input_file.file_id"),
-        ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://evil/?secret"}}]}]}, "content.url"),
+        (
+            "responses",
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
+            "input_file.file_id",
+        ),
+        (
+            "chat",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://evil/?secret"}}]}
+                ]
+            },
+            "content.url",
+        ),
     ],
 )
 async def test_a_sandbox_does_not_reach_out_through_the_provider(format: str, more: dict[str, Any], named: str) -> None:
@@ -236,7 +315,10 @@ async def test_a_sandbox_does_not_reach_out_through_the_provider(format: str, mo
         assert (await here.ask(format, hello(format, **more)))[0] == 200
 
 
-@pytest.mark.parametrize(("policy", "status", "kept"), [("drop", 200, ["bash"]), ("refuse", 400, None), ("allow", 200, ["bash", "web_search", "n"])])
+@pytest.mark.parametrize(
+    ("policy", "status", "kept"),
+    [("drop", 200, ["bash"]), ("refuse", 400, None), ("allow", 200, ["bash", "web_search", "n"])],
+)
 async def test_server_tools(policy: Any, status: int, kept: list[str] | None) -> None:
     hidden = {"type": "namespace", "name": "n", "tools": [{"type": "web_search"}]}
     tools = [tool("responses"), {"type": "web_search", "external_web_access": True}, hidden]
@@ -313,7 +395,9 @@ async def test_a_model_that_hangs_after_its_last_event(speaks: str, stream: bool
 @SPOKEN
 async def test_a_client_that_goes_away_cancels_the_call(speaks: str) -> None:
     async with ScriptedModel([Fault("endless")]) as model, stand(model, speaks) as here:
-        async with here.session.post(here.server.url + "/v1/messages", json=hello("messages"), headers=here.headers) as response:
+        async with here.session.post(
+            here.server.url + "/v1/messages", json=hello("messages"), headers=here.headers
+        ) as response:
             await response.content.readany()
             response.close()
         async with asyncio.timeout(5):
@@ -341,7 +425,10 @@ async def test_a_client_that_reads_slowly_holds_the_model_back(speaks: str) -> N
 
 
 async def test_deadlines() -> None:
-    async with ScriptedModel([Fault("slow")]) as model, stand(model, "chat", maxRetries=0, timeouts={"firstByteMs": 200}) as here:
+    async with (
+        ScriptedModel([Fault("slow")]) as model,
+        stand(model, "chat", maxRetries=0, timeouts={"firstByteMs": 200}) as here,
+    ):
         began = time.monotonic()
         status, _, _ = await here.ask("messages", hello("messages"))
         assert status == 503
@@ -369,7 +456,11 @@ async def test_the_key_is_seen_nowhere(speaks: str, caplog: pytest.LogCaptureFix
                 _, headers, body = await here.ask("messages", hello("messages"))
                 told += json.dumps(headers).encode() + body + b"\n"
             assert (await here.ask("chat", hello("chat")))[0] == 200
-            assert any(canary in seen.headers.get(name, "") for seen in model.seen for name in ("x-api-key", "authorization", "x-goog-api-key"))
+            assert any(
+                canary in seen.headers.get(name, "")
+                for seen in model.seen
+                for name in ("x-api-key", "authorization", "x-goog-api-key")
+            )
     if speaks == "messages":
         assert b"your key is" in told
         assert canary.encode() not in told
@@ -389,7 +480,10 @@ def test_a_secret_cut_anywhere_is_taken_out(text: str, data: st.DataObject) -> N
     whole = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=20)))
     redactor = Redactor(secret)
-    written = b"".join(redactor.feed(whole[a:b]) for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)) + redactor.finish()
+    written = (
+        b"".join(redactor.feed(whole[a:b]) for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True))
+        + redactor.finish()
+    )
     assert written == whole.replace(secret.encode(), b"***")
 
 
@@ -406,7 +500,9 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
         admission = await gateway.admit("r", target(model), emit=lambda *_: None)
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
-            session.post("http://gateway/v1/messages", json=hello("messages"), headers={"x-api-key": admission.token}) as response,
+            session.post(
+                "http://gateway/v1/messages", json=hello("messages"), headers={"x-api-key": admission.token}
+            ) as response,
         ):
             assert response.status == 200
         await gateway.close()
@@ -432,7 +528,9 @@ async def test_mounted_in_a_server() -> None:
             async with aiohttp.ClientSession() as session:
                 async with session.post(url + "/v1/messages", json=hello("messages"), headers=headers) as response:
                     assert (response.status, b"ok" in await response.read()) == (200, True)
-                async with session.post(url + "/v1/messages", json=hello("messages"), headers={"x-api-key": "no"}) as response:
+                async with session.post(
+                    url + "/v1/messages", json=hello("messages"), headers={"x-api-key": "no"}
+                ) as response:
                     assert response.status == 401
                 async with session.post(url + "/v1/messages", json=hello("messages"), headers=headers) as response:
                     await response.content.readany()
@@ -475,7 +573,9 @@ async def test_several_models_in_one_run() -> None:
         gateway = Gateway()
         server = GatewayServer(gateway)
         url = await server.start()
-        routes = {"claude-haiku": target(small, "gemini", model="m-small", prices={"m-small": {"input": 1, "output": 1}})}
+        routes = {
+            "claude-haiku": target(small, "gemini", model="m-small", prices={"m-small": {"input": 1, "output": 1}})
+        }
         admission = await gateway.admit("r", target(model), emit=lambda *_: None, models=routes)
         async with aiohttp.ClientSession(headers={"x-api-key": admission.token}) as session:
             for name in ("claude-haiku", "claude-opus"):

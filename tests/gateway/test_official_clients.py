@@ -21,12 +21,22 @@ from tests.scripted import Fault, Say, ScriptedModel, Tokens
 
 SPOKEN = ("messages", "responses", "chat", "gemini")
 STREAMED = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-ANSWER = Say("I look.", [("bash", {"command": "ls"}), ("bash", {"command": "pwd"})], thinking="hm", tokens=Tokens(1000, 500, 0, 100, 20))
+ANSWER = Say(
+    "I look.",
+    [("bash", {"command": "ls"}), ("bash", {"command": "pwd"})],
+    thinking="hm",
+    tokens=Tokens(1000, 500, 0, 100, 20),
+)
 
 
 async def through_anthropic(url: str, key: str, stream: bool) -> tuple[str, list[Any], int]:
     async with anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as client:
-        asked: Any = {"model": "any", "max_tokens": 1000, "messages": [{"role": "user", "content": "hi"}], "tools": [tool("messages")]}
+        asked: Any = {
+            "model": "any",
+            "max_tokens": 1000,
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [tool("messages")],
+        }
         if stream:
             async with client.messages.stream(**asked) as streamed:
                 message = await streamed.get_final_message()
@@ -50,7 +60,11 @@ async def through_responses(url: str, key: str, stream: bool) -> tuple[str, list
     assert response.status == "completed"
     assert response.usage is not None
     assert response.usage.input_tokens_details.cached_tokens == 500
-    return response.output_text, [json.loads(item.arguments) for item in response.output if item.type == "function_call"], response.usage.output_tokens
+    return (
+        response.output_text,
+        [json.loads(item.arguments) for item in response.output if item.type == "function_call"],
+        response.usage.output_tokens,
+    )
 
 
 async def through_chat(url: str, key: str, stream: bool) -> tuple[str, list[Any], int]:
@@ -64,7 +78,11 @@ async def through_chat(url: str, key: str, stream: bool) -> tuple[str, list[Any]
     choice = completion.choices[0]
     assert choice.finish_reason == "tool_calls"
     assert completion.usage.prompt_tokens_details.cached_tokens == 500
-    return choice.message.content, [json.loads(call.function.arguments) for call in choice.message.tool_calls], completion.usage.completion_tokens
+    return (
+        choice.message.content,
+        [json.loads(call.function.arguments) for call in choice.message.tool_calls],
+        completion.usage.completion_tokens,
+    )
 
 
 CLIENTS = {"messages": through_anthropic, "responses": through_responses, "chat": through_chat}
@@ -74,7 +92,11 @@ CLIENTS = {"messages": through_anthropic, "responses": through_responses, "chat"
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_the_stand_in_speaks_truly(client: str, stream: bool) -> None:
     async with ScriptedModel([ANSWER]) as model:
-        assert await CLIENTS[client](model.url, model.key, stream) == ("I look.", [{"command": "ls"}, {"command": "pwd"}], 100)
+        assert await CLIENTS[client](model.url, model.key, stream) == (
+            "I look.",
+            [{"command": "ls"}, {"command": "pwd"}],
+            100,
+        )
 
 
 @STREAMED
@@ -82,7 +104,9 @@ async def test_the_stand_in_speaks_gemini_truly(stream: bool) -> None:
     async with ScriptedModel([ANSWER]) as model:
         client = genai.Client(api_key=model.key, http_options=gemini.HttpOptions(base_url=model.url))
         if stream:
-            chunks = [chunk async for chunk in await client.aio.models.generate_content_stream(model="m-1", contents="hi")]
+            chunks = [
+                chunk async for chunk in await client.aio.models.generate_content_stream(model="m-1", contents="hi")
+            ]
         else:
             chunks = [await client.aio.models.generate_content(model="m-1", contents="hi")]
         calls = [call.args for chunk in chunks for call in chunk.function_calls or []]
@@ -97,10 +121,20 @@ async def test_the_stand_in_speaks_gemini_truly(stream: bool) -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_every_client_on_every_model(client: str, speaks: str, stream: bool) -> None:
     async with ScriptedModel([ANSWER]) as model, stand(model, speaks) as here:
-        assert await CLIENTS[client](here.server.url, here.token, stream) == ("I look.", [{"command": "ls"}, {"command": "pwd"}], 100)
+        assert await CLIENTS[client](here.server.url, here.token, stream) == (
+            "I look.",
+            [{"command": "ls"}, {"command": "pwd"}],
+            100,
+        )
         (event,) = here.events
         assert (event["inputTokens"], event["cacheReadTokens"], event["outputTokens"]) == (1000, 500, 100)
-        assert (event["status"], event["turn"], event["estimated"], event["model"], event["requestedModel"]) == ("ok", True, False, "m-1", "any")
+        assert (event["status"], event["turn"], event["estimated"], event["model"], event["requestedModel"]) == (
+            "ok",
+            True,
+            False,
+            "m-1",
+            "any",
+        )
         assert event["cost"] == pytest.approx(0.025)
         assert model.seen[0].body.get("model", "m-1") == "m-1"
         assert here.token not in json.dumps(model.seen[0].headers)
@@ -116,7 +150,9 @@ async def test_every_client_on_every_model(client: str, speaks: str, stream: boo
     ],
 )
 @pytest.mark.parametrize("speaks", ["messages", "chat"])
-async def test_errors_reach_clients_as_their_own(fault: Fault, raised: type[Exception], words: str, speaks: str) -> None:
+async def test_errors_reach_clients_as_their_own(
+    fault: Fault, raised: type[Exception], words: str, speaks: str
+) -> None:
     async with ScriptedModel([fault]) as model, stand(model, speaks, maxRetries=0) as here:
         client = anthropic.AsyncAnthropic(base_url=here.server.url, api_key=here.token, max_retries=0)
         with pytest.raises(raised) as caught:
@@ -127,7 +163,9 @@ async def test_errors_reach_clients_as_their_own(fault: Fault, raised: type[Exce
         await client.close()
 
 
-FIXTURES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "fixtures").glob("*.json"))}
+FIXTURES = {
+    path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "fixtures").glob("*.json"))
+}
 SENT_AS = {"claude-code-2.1.197": "messages", "codex-0.169": "responses", "opencode-1.18": "chat"}
 SCHEMAS: dict[str, Any] = {
     "messages": MessageCreateParamsNonStreaming,

@@ -27,19 +27,59 @@ SPOKEN = ["messages", "responses", "chat", "gemini"]
 
 def command(agent: str, url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     if agent == "claude":
-        quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "IS_SANDBOX": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
-        return ["claude", "-p", "write hello.txt", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"], {**quiet, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token}
+        quiet = {
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "IS_SANDBOX": "1",
+            "CLAUDE_CODE_MAX_RETRIES": "2",
+        }
+        return [
+            "claude",
+            "-p",
+            "write hello.txt",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--dangerously-skip-permissions",
+        ], {**quiet, "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": token}
     if agent == "codex":
         provider = f'model_providers.rt={{name="rt",base_url="{url}/v1",env_key="RT_KEY",wire_api="responses",request_max_retries=1,stream_max_retries=2}}'
         settings = ["model_provider=rt", provider, "analytics.enabled=false", "check_for_update_on_startup=false"]
         options = [part for one in settings for part in ("-c", one)]
-        return ["codex", "exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "-m", "gpt-5.2", *options, "--disable", "apps", "--disable", "plugins", "write hello.txt"], {"RT_KEY": token}
+        return [
+            "codex",
+            "exec",
+            "--json",
+            "--skip-git-repo-check",
+            "--dangerously-bypass-approvals-and-sandbox",
+            "-m",
+            "gpt-5.2",
+            *options,
+            "--disable",
+            "apps",
+            "--disable",
+            "plugins",
+            "write hello.txt",
+        ], {"RT_KEY": token}
     provider_options = {"baseURL": url + "/v1", "apiKey": "{env:RT_KEY}"}
     model = {"name": "m", "tool_call": True, "reasoning": True, "limit": {"context": 128_000, "output": 8192}}
-    config = {"autoupdate": False, "share": "disabled", "model": "rt/m", "small_model": "rt/m", "provider": {"rt": {"npm": "@ai-sdk/openai-compatible", "options": provider_options, "models": {"m": model}}}}
+    config = {
+        "autoupdate": False,
+        "share": "disabled",
+        "model": "rt/m",
+        "small_model": "rt/m",
+        "provider": {"rt": {"npm": "@ai-sdk/openai-compatible", "options": provider_options, "models": {"m": model}}},
+    }
     (folder / "opencode.json").write_text(json.dumps(config))
-    quiet = {"OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"}
-    return ["opencode", "run", "--format", "json", "--auto", "--thinking", "write hello.txt"], {**quiet, "RT_KEY": token}
+    quiet = {
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+    }
+    return ["opencode", "run", "--format", "json", "--auto", "--thinking", "write hello.txt"], {
+        **quiet,
+        "RT_KEY": token,
+    }
 
 
 async def run(agent: str, here: Stand) -> tuple[Verdict, str, str]:
@@ -52,7 +92,15 @@ async def run(agent: str, here: Stand) -> tuple[Verdict, str, str]:
         home.mkdir()
         work.mkdir()
         argv, env = command(agent, here.server.url, here.token, work)
-        process = await asyncio.create_subprocess_exec(*argv, cwd=work, env={"PATH": os.environ["PATH"], "HOME": str(home), **env}, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True)
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            cwd=work,
+            env={"PATH": os.environ["PATH"], "HOME": str(home), **env},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             async with asyncio.timeout(90):
                 out, err = await process.communicate()
@@ -63,7 +111,11 @@ async def run(agent: str, here: Stand) -> tuple[Verdict, str, str]:
         for line in out.decode().splitlines():
             transcript.feed(line)
         written = work / "hello.txt"
-        return transcript.verdict(process.returncode), written.read_text() if written.exists() else "", (out + err).decode()
+        return (
+            transcript.verdict(process.returncode),
+            written.read_text() if written.exists() else "",
+            (out + err).decode(),
+        )
 
 
 def then(step: Any) -> Any:

@@ -49,8 +49,13 @@ def answer(out, status, content, *more):
 def websocket(sock, stream, headers):
     key = headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
     accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-    lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade", "X-Runra-Forged: 1",
-             f"Sec-WebSocket-Accept: {accept}"]
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "X-Runra-Forged: 1",
+        f"Sec-WebSocket-Accept: {accept}",
+    ]
     if "sec-websocket-protocol" in headers:
         lines.append("Sec-WebSocket-Protocol: " + headers["sec-websocket-protocol"].split(",")[0])
     # The first message comes with the handshake, in one piece.
@@ -66,10 +71,21 @@ def websocket(sock, stream, headers):
             length = struct.unpack(">Q", stream.read(8))[0]
         mask = stream.read(4)
         data = stream.read(length)
-        plain = bytes(b ^ mask[i % 4] for i, b in enumerate(data)) if length < 1 << 16 else \
-            (int.from_bytes(data, "big") ^ int.from_bytes((mask * (length // 4 + 1))[:length], "big")).to_bytes(length, "big")
+        plain = (
+            bytes(b ^ mask[i % 4] for i, b in enumerate(data))
+            if length < 1 << 16
+            else (int.from_bytes(data, "big") ^ int.from_bytes((mask * (length // 4 + 1))[:length], "big")).to_bytes(
+                length, "big"
+            )
+        )
         kind = first[0] & 15
-        size = bytes([length]) if length < 126 else b"\x7e" + struct.pack(">H", length) if length < 1 << 16 else b"\x7f" + struct.pack(">Q", length)
+        size = (
+            bytes([length])
+            if length < 126
+            else b"\x7e" + struct.pack(">H", length)
+            if length < 1 << 16
+            else b"\x7f" + struct.pack(">Q", length)
+        )
         sock.sendall(bytes([first[0]]) + size + plain)
         if kind == 8:
             return
@@ -126,9 +142,20 @@ def serve(sock):
         while True:
             out(b"y: " + b"z" * 8000 + b"\r\n" if b"\r\n\r\n" not in unquote_to_bytes(query) else b"z" * 65536)
     elif path == "/cookies":
-        answer(out, "200 OK", b"set", "Set-Cookie: a=1; Domain=localhost; Path=/", "Set-Cookie: runra-preview=stolen",
-               "Set-Cookie: b=2; domain=.x.localhost; HttpOnly", "X-Runra-Reason: forged", "Alt-Svc: h2=\":1\"",
-               "Connection: x-secret-hop", "X-Secret-Hop: 1", "Keep-Alive: timeout=5", "Date: Mon, 01 Jan 2001 00:00:00 GMT")
+        answer(
+            out,
+            "200 OK",
+            b"set",
+            "Set-Cookie: a=1; Domain=localhost; Path=/",
+            "Set-Cookie: runra-preview=stolen",
+            "Set-Cookie: b=2; domain=.x.localhost; HttpOnly",
+            "X-Runra-Reason: forged",
+            'Alt-Svc: h2=":1"',
+            "Connection: x-secret-hop",
+            "X-Secret-Hop: 1",
+            "Keep-Alive: timeout=5",
+            "Date: Mon, 01 Jan 2001 00:00:00 GMT",
+        )
     else:
         seen = [[name, value.strip()] for name, value in pairs]
         got = b"".join(body(stream, headers, method))

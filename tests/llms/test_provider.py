@@ -29,15 +29,30 @@ CASES = [
     ("custom", "chat", "/v1"),
     ("custom", "messages", "/v1"),
 ]
-TOOL = {"name": "bash", "description": "runs", "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}}}
+TOOL = {
+    "name": "bash",
+    "description": "runs",
+    "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}},
+}
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 @asynccontextmanager
-async def model_at(server: ScriptedModel, provider: str, format: str | None, path: str, **config: Any) -> AsyncIterator[ModelProvider]:
+async def model_at(
+    server: ScriptedModel, provider: str, format: str | None, path: str, **config: Any
+) -> AsyncIterator[ModelProvider]:
     model: ModelProvider = LLMS.create(provider)
     assert isinstance(model, LLMProvider)
-    await model.initialize({"model": "m-1", "baseUrl": server.url + path, "apiKey": server.key, "prices": {"m-1": {"input": 2, "output": 10}}, **({"format": format} if format else {}), **config})
+    await model.initialize(
+        {
+            "model": "m-1",
+            "baseUrl": server.url + path,
+            "apiKey": server.key,
+            "prices": {"m-1": {"input": 2, "output": 10}},
+            **({"format": format} if format else {}),
+            **config,
+        }
+    )
     try:
         yield model
     finally:
@@ -46,15 +61,26 @@ async def model_at(server: ScriptedModel, provider: str, format: str | None, pat
 
 @pytest.mark.parametrize(("provider", "format", "path"), CASES)
 async def test_a_conversation_with_tools(provider: str, format: str | None, path: str) -> None:
-    first = Say("I look.", [("bash", {"command": "ls"}), ("bash", {"command": "pwd"})], thinking="hm", tokens=Tokens(1000, 500, 0, 100, 20))
+    first = Say(
+        "I look.",
+        [("bash", {"command": "ls"}), ("bash", {"command": "pwd"})],
+        thinking="hm",
+        tokens=Tokens(1000, 500, 0, 100, 20),
+    )
     async with ScriptedModel([first, Say("two files")]) as server, model_at(server, provider, format, path) as model:
         answer = await model.chat({**HI, "systemPrompt": "Be brief.", "tools": [TOOL], "maxTokens": 4000})
         assert (answer.content, answer.stop_reason) == ("I look.", "tool_use")
         assert [call.input for call in answer.tool_calls] == [{"command": "ls"}, {"command": "pwd"}]
-        assert (answer.usage.input_tokens, answer.usage.cache_read_tokens, answer.usage.output_tokens) == (1000, 500, 100)
+        assert (answer.usage.input_tokens, answer.usage.cache_read_tokens, answer.usage.output_tokens) == (
+            1000,
+            500,
+            100,
+        )
         assert answer.cost == pytest.approx((1500 * 2 + 100 * 10) / 1e6)
         results = [{"type": "tool_result", "id": call.id, "content": "a b"} for call in answer.tool_calls]
-        again = await model.chat({"messages": [*HI["messages"], answer.message(), {"role": "user", "content": results}], "tools": [TOOL]})
+        again = await model.chat(
+            {"messages": [*HI["messages"], answer.message(), {"role": "user", "content": results}], "tools": [TOOL]}
+        )
         assert again.content == "two files"
         assert server.seen[1].answered_tools
         assert again.stop_reason == "end_turn"
@@ -62,7 +88,10 @@ async def test_a_conversation_with_tools(provider: str, format: str | None, path
 
 @pytest.mark.parametrize(("provider", "format", "path"), CASES)
 async def test_streams(provider: str, format: str | None, path: str) -> None:
-    async with ScriptedModel([Say("one two three", pieces=3)]) as server, model_at(server, provider, format, path) as model:
+    async with (
+        ScriptedModel([Say("one two three", pieces=3)]) as server,
+        model_at(server, provider, format, path) as model,
+    ):
         events = [event async for event in model.stream(HI)]
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "one two three"
     assert sum(isinstance(event, Delta) for event in events) == 3
@@ -85,8 +114,12 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("kind", "code", "named", "retryable"), FAULTS)
-@pytest.mark.parametrize(("provider", "format", "path"), [case for case in CASES if case[0] in ("anthropic", "openai", "gemini")])
-async def test_errors_by_kind(provider: str, format: str | None, path: str, kind: str, code: str, named: str, retryable: bool) -> None:
+@pytest.mark.parametrize(
+    ("provider", "format", "path"), [case for case in CASES if case[0] in ("anthropic", "openai", "gemini")]
+)
+async def test_errors_by_kind(
+    provider: str, format: str | None, path: str, kind: str, code: str, named: str, retryable: bool
+) -> None:
     script = [Fault(kind, retry_after=7 if kind == "429" else None)]
     async with ScriptedModel(script) as server, model_at(server, provider, format, path, maxRetries=0) as model:
         with pytest.raises(RunraError) as caught:
@@ -134,7 +167,10 @@ async def test_a_server_that_hangs_after_its_last_event(provider: str, format: s
 
 @pytest.mark.parametrize("fault", [Fault("slow"), Fault("silent")])
 async def test_deadline_of_the_first_byte(fault: Fault) -> None:
-    async with ScriptedModel([fault]) as server, model_at(server, "openai", "chat", "/v1", timeouts={"firstByteMs": 200}) as model:
+    async with (
+        ScriptedModel([fault]) as server,
+        model_at(server, "openai", "chat", "/v1", timeouts={"firstByteMs": 200}) as model,
+    ):
         with pytest.raises(RunraError, match=r"nothing within 0\.2 s"):
             await model.chat(HI)
         assert len(server.seen) == 1
@@ -142,10 +178,16 @@ async def test_deadline_of_the_first_byte(fault: Fault) -> None:
 
 async def test_deadline_between_pieces_and_in_all() -> None:
     slow: list[Step] = [Say("x" * 100, pieces=100, pause=5)]
-    async with ScriptedModel(slow) as server, model_at(server, "openai", "chat", "/v1", timeouts={"idleMs": 200}) as model:
+    async with (
+        ScriptedModel(slow) as server,
+        model_at(server, "openai", "chat", "/v1", timeouts={"idleMs": 200}) as model,
+    ):
         with pytest.raises(RunraError, match=r"nothing for 0\.2 s"):
             await model.chat(HI)
-    async with ScriptedModel([Fault("endless")]) as server, model_at(server, "openai", "chat", "/v1", timeouts={"totalMs": 500}) as model:
+    async with (
+        ScriptedModel([Fault("endless")]) as server,
+        model_at(server, "openai", "chat", "/v1", timeouts={"totalMs": 500}) as model,
+    ):
         with pytest.raises(RunraError, match=r"more than 0\.5 s in all"):
             await model.chat(HI)
 
@@ -172,7 +214,10 @@ async def test_refusal_is_an_error() -> None:
 async def test_json_answers(provider: str, format: str | None, path: str) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     request = {**HI, "output": {"jsonSchema": schema}}
-    async with ScriptedModel([Say('{"n": 7}'), Say("seven")]) as server, model_at(server, provider, format, path) as model:
+    async with (
+        ScriptedModel([Say('{"n": 7}'), Say("seven")]) as server,
+        model_at(server, provider, format, path) as model,
+    ):
         assert (await model.chat(request)).data == {"n": 7}
         assert json.dumps(schema) in json.dumps(server.seen[0].body)
         with pytest.raises(RunraError, match="no JSON"):
@@ -195,7 +240,16 @@ async def test_what_is_wrong_with_a_request_is_named() -> None:
 async def test_the_seeds_own_shapes() -> None:
     """A request in the document's camelCase and an answer that goes over a wire in it."""
     async with ScriptedModel([Say("ok")]) as server, model_at(server, "vllm", None, "/v1") as model:
-        answer = await model.chat({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}], "maxTokens": 9, "temperature": 0})
+        answer = await model.chat(
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                ],
+                "maxTokens": 9,
+                "temperature": 0,
+            }
+        )
     wire = answer.to_wire()
     assert wire["content"] == "ok"
     assert wire["stopReason"] == "end_turn"

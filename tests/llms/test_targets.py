@@ -29,7 +29,11 @@ def test_the_environment_gives_key_and_url(monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve("ollama", {"model": "qwen3:8b"}).url("chat") == "http://10.0.0.7:11434/v1/chat/completions"
     monkeypatch.setenv("TEAM_KEY", "sk-team")
     assert resolve("openai", {"model": "gpt-5.2", "apiKeyEnv": "TEAM_KEY"}).key == "sk-team"
-    assert resolve("gemini", {"model": "gemini-3-pro", "apiKey": "k"}).url("gemini").endswith("/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse")
+    assert (
+        resolve("gemini", {"model": "gemini-3-pro", "apiKey": "k"})
+        .url("gemini")
+        .endswith("/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse")
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,9 @@ def test_prices(caplog: pytest.LogCaptureFixture) -> None:
     usage = Usage(input_tokens=680, cache_read_tokens=300, cache_write_tokens=20, output_tokens=42)
     claude = resolve("anthropic", {"model": "claude-opus-4-8[1m]", "apiKey": "k"})
     assert prices.cost(claude, usage) == prices.Cost(pytest.approx(0.004725), "genai-prices")  # as claude-code says
-    own = resolve("anthropic", {"model": "m", "apiKey": "k", "prices": {"m": {"input": 10, "output": 0, "cacheRead": 1}}})
+    own = resolve(
+        "anthropic", {"model": "m", "apiKey": "k", "prices": {"m": {"input": 10, "output": 0, "cacheRead": 1}}}
+    )
     assert prices.cost(own, usage) == prices.Cost(pytest.approx((700 * 10 + 300) / 1e6), "config")
     assert prices.cost(resolve("vllm", {"model": "m"}), usage) == prices.Cost(0.0, "local")
     assert prices.cost(resolve("custom", {"model": "m", "baseUrl": "http://127.0.0.1:1"}), usage).source == "local"

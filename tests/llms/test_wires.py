@@ -101,11 +101,54 @@ def test_stop_reasons(format: str, stop: str | None, reason: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@given(garbage=st.binary(max_size=300), values=st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "choices", "delta", "message", "index", "content", "parts", "candidates", "item", "usage", "error", "response", "tool_calls", "function", "content_block"]), inner, max_size=4), max_leaves=12))
+@given(
+    garbage=st.binary(max_size=300),
+    values=st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "type",
+                        "choices",
+                        "delta",
+                        "message",
+                        "index",
+                        "content",
+                        "parts",
+                        "candidates",
+                        "item",
+                        "usage",
+                        "error",
+                        "response",
+                        "tool_calls",
+                        "function",
+                        "content_block",
+                    ]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    ),
+)
 @settings(max_examples=40, deadline=None)
 def test_no_answer_breaks_a_decoder(format: str, garbage: bytes, values: Any) -> None:
     decoder, parser = READERS[format].decoder(), EventParser()
-    types = ["message_start", "content_block_start", "content_block_delta", "message_delta", "response.output_item.added", "response.output_item.done", "response.completed", "response.output_text.delta", "response.function_call_arguments.delta", "error"]
+    types = [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "message_delta",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.completed",
+        "response.output_text.delta",
+        "response.function_call_arguments.delta",
+        "error",
+    ]
     for type in types:
         body = {**values, "type": type} if isinstance(values, dict) else values
         for event in parser.feed(b"data: " + json.dumps(body).encode() + b"\n\n" + garbage + b"\n\n"):
@@ -116,8 +159,24 @@ def test_chat_servers_that_differ() -> None:
     """Calls that share an index, arguments as an object, `stop` after calls, reasoning by its other name."""
     chunks = [
         {"id": "x", "choices": [{"index": 0, "delta": {"reasoning": "hm"}}]},
-        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}}]}}]},
-        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}}]}}]},
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {
+                        "tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}}]
+                    },
+                }
+            ]
+        },
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {"tool_calls": [{"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}}]},
+                }
+            ]
+        },
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "cost": 0.25}},
     ]
@@ -152,7 +211,10 @@ def test_interleaved_parallel_calls() -> None:
 def test_an_error_in_the_stream(format: str) -> None:
     errors = {
         "messages": {"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}},
-        "responses": {"type": "response.failed", "response": {"status": "failed", "error": {"code": "rate_limit_exceeded", "message": "slow"}}},
+        "responses": {
+            "type": "response.failed",
+            "response": {"status": "failed", "error": {"code": "rate_limit_exceeded", "message": "slow"}},
+        },
         "chat": {"error": {"code": 429, "message": "slow"}},
         "gemini": {"error": {"status": "RESOURCE_EXHAUSTED", "code": 429, "message": "slow"}},
     }
@@ -166,7 +228,9 @@ def test_an_error_in_the_stream(format: str) -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 words = st.text("abcdefghij_", min_size=1, max_size=8)
-inputs = st.dictionaries(words, st.none() | st.booleans() | st.integers() | texts | st.lists(texts, max_size=2), max_size=3)
+inputs = st.dictionaries(
+    words, st.none() | st.booleans() | st.integers() | texts | st.lists(texts, max_size=2), max_size=3
+)
 
 
 @st.composite
@@ -183,7 +247,11 @@ def answers(draw: st.DrawFn) -> tuple[list[StreamEvent], Usage]:
         cut = draw(st.integers(0, len(said)))
         events += [Delta(index, part, kind) for part in (said[:cut], said[cut:]) if part]  # type: ignore[arg-type]
         events.append(BlockEnded(index, "sig" if kind == "thinking" else ""))
-    usage = Usage(input_tokens=draw(st.integers(0, 999)), cache_read_tokens=draw(st.integers(0, 99)), output_tokens=draw(st.integers(1, 99)))
+    usage = Usage(
+        input_tokens=draw(st.integers(0, 999)),
+        cache_read_tokens=draw(st.integers(0, 99)),
+        output_tokens=draw(st.integers(1, 99)),
+    )
     return [*events, Stopped(draw(st.sampled_from(["end_turn", "max_tokens"]))), Counted(usage)], usage
 
 
@@ -200,7 +268,9 @@ def test_an_answer_there_and_back(format: Any, given_answer: tuple[list[StreamEv
     encoder = WRITERS[format].encoder(LLMRequest(messages=[]), client, "gemini")
     back, _ = read(format, [b"".join(encoder.feed(event) for event in events) + encoder.finish()])
     assert back.content == told.content
-    assert [(call.id, call.name, call.input) for call in back.tool_calls] == [(call.id, call.name, call.input) for call in told.tool_calls]
+    assert [(call.id, call.name, call.input) for call in back.tool_calls] == [
+        (call.id, call.name, call.input) for call in told.tool_calls
+    ]
     thoughts = [block.text for block in back.blocks if isinstance(block, ThinkingBlock)]
     assert "".join(thoughts) == "".join(block.text for block in told.blocks if isinstance(block, ThinkingBlock))
     expected = told.stop_reason
@@ -219,11 +289,25 @@ CONVERSATION = LLMRequest(
     system_prompt="Be brief.",
     messages=[
         Message(role="user", content=[TextBlock(text="what is this?"), ImageBlock(media_type="image/png", data=PNG)]),
-        Message(role="assistant", content=[TextBlock(text="I look."), ToolUseBlock(id="call_1", name="look", input={"at": 1}), ToolUseBlock(id="call_2", name="look", input={"at": 2})]),
-        Message(role="user", content=[ToolResultBlock(id="call_1", content="a cat"), ToolResultBlock(id="call_2", content="a dog")]),
+        Message(
+            role="assistant",
+            content=[
+                TextBlock(text="I look."),
+                ToolUseBlock(id="call_1", name="look", input={"at": 1}),
+                ToolUseBlock(id="call_2", name="look", input={"at": 2}),
+            ],
+        ),
+        Message(
+            role="user",
+            content=[ToolResultBlock(id="call_1", content="a cat"), ToolResultBlock(id="call_2", content="a dog")],
+        ),
         Message(role="user", content="and now?"),
     ],
-    tools=[Tool(name="look", description="looks", input_schema={"type": "object", "properties": {"at": {"type": "integer"}}})],
+    tools=[
+        Tool(
+            name="look", description="looks", input_schema={"type": "object", "properties": {"at": {"type": "integer"}}}
+        )
+    ],
     temperature=0.5,
     max_tokens=500,
     tool_choice="any",
@@ -237,13 +321,19 @@ CONVERSATION = LLMRequest(
 def test_a_request_there_and_back(format: Any) -> None:
     written = READERS[format].encode_request(CONVERSATION, target(format))
     back = WRITERS[format].decode_request(json.loads(json.dumps(written)))
-    system = back.system_prompt or "".join(str(message.content) for message in back.messages if message.role == "system")
+    system = back.system_prompt or "".join(
+        str(message.content) for message in back.messages if message.role == "system"
+    )
     assert system == "Be brief."
     blocks = [block for message in back.messages if message.role != "system" for block in message.blocks()]
     sent = [block for message in CONVERSATION.messages for block in message.blocks()]
     assert blocks == sent
     tool = back.tools[0]
-    assert (tool.name, tool.description, tool.input_schema["properties"]) == ("look", "looks", {"at": {"type": "integer"}})
+    assert (tool.name, tool.description, tool.input_schema["properties"]) == (
+        "look",
+        "looks",
+        {"at": {"type": "integer"}},
+    )
     assert (back.max_tokens, back.tool_choice, back.parallel_tools) == (500, "any", False)
     assert back.temperature == 0.5
     assert back.output is not None
@@ -256,7 +346,10 @@ def test_gemini_request() -> None:
     body = READERS["gemini"].encode_request(CONVERSATION, target("gemini"))
     assert [content["role"] for content in body["contents"]] == ["user", "model", "user"]
     look, results = body["contents"][1]["parts"], body["contents"][2]["parts"]
-    assert look[1] == {"functionCall": {"name": "look", "args": {"at": 1}}, "thoughtSignature": "skip_thought_signature_validator"}
+    assert look[1] == {
+        "functionCall": {"name": "look", "args": {"at": 1}},
+        "thoughtSignature": "skip_thought_signature_validator",
+    }
     assert results[0] == {"functionResponse": {"name": "look", "response": {"output": "a cat"}}}
     assert results[2] == {"text": "and now?"}
     assert body["toolConfig"] == {"functionCallingConfig": {"mode": "ANY"}}
@@ -272,19 +365,47 @@ def test_thinking_goes_back_only_where_it_came_from() -> None:
                 continue  # alike is passed on, never translated
             encoder = WRITERS[client].encoder(LLMRequest(messages=[]), {"model": "m"}, source)  # type: ignore[index]
             signature = "rs_1|enc" if source == "responses" else "proof"
-            events = [Started(), BlockStarted(0, "thinking"), Delta(0, "hm", "thinking"), BlockEnded(0, signature), Stopped("end_turn")]
+            events = [
+                Started(),
+                BlockStarted(0, "thinking"),
+                Delta(0, "hm", "thinking"),
+                BlockEnded(0, signature),
+                Stopped("end_turn"),
+            ]
             shown, _ = read(client, [b"".join(encoder.feed(event) for event in events) + encoder.finish()])  # type: ignore[list-item]
             if client == "messages":
-                item: dict[str, Any] = {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": shown.blocks[0].signature}]}]}  # type: ignore[union-attr]
+                item: dict[str, Any] = {
+                    "messages": [
+                        {
+                            "role": "assistant",
+                            "content": [{"type": "thinking", "thinking": "hm", "signature": shown.blocks[0].signature}],
+                        }
+                    ]
+                }  # type: ignore[union-attr]
             else:
                 id, _, encrypted = shown.blocks[0].signature.partition("|")  # type: ignore[union-attr]
-                item = {"input": [{"type": "reasoning", "id": id, "summary": [{"type": "summary_text", "text": "hm"}], "encrypted_content": encrypted}]}
+                item = {
+                    "input": [
+                        {
+                            "type": "reasoning",
+                            "id": id,
+                            "summary": [{"type": "summary_text", "text": "hm"}],
+                            "encrypted_content": encrypted,
+                        }
+                    ]
+                }
             (block,) = WRITERS[client].decode_request(item).messages[0].blocks()  # type: ignore[index]
             assert (block.text, block.source) == ("hm", source)
             for model in FORMATS:
-                request = LLMRequest(messages=[Message(role="user", content="hi"), Message(role="assistant", content=[block])])
+                request = LLMRequest(
+                    messages=[Message(role="user", content="hi"), Message(role="assistant", content=[block])]
+                )
                 sent = json.dumps(READERS[model].encode_request(request, target(model)))  # type: ignore[index]
-                assert ("proof" in sent or '"enc"' in sent) == (model == source and model != "chat"), (client, source, model)
+                assert ("proof" in sent or '"enc"' in sent) == (model == source and model != "chat"), (
+                    client,
+                    source,
+                    model,
+                )
 
 
 @pytest.mark.parametrize("client", ["messages", "responses"])
@@ -295,8 +416,13 @@ def test_an_open_models_reasoning_goes_back_to_it(client: Any) -> None:
     sse = EventParser().feed(b"".join(encoder.feed(event) for event in events) + encoder.finish())
     if client == "messages":
         (signature,) = (event.json()["delta"]["signature"] for event in sse if '"signature_delta"' in event.data)
-        content = [{"type": "thinking", "thinking": "I need f.", "signature": signature}, {"type": "tool_use", "id": "a", "name": "f", "input": {}}]
-        history: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]}
+        content = [
+            {"type": "thinking", "thinking": "I need f.", "signature": signature},
+            {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+        ]
+        history: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
+        }
     else:
         history = {"input": [event.json()["item"] for event in sse if event.name == "response.output_item.done"]}
     request = WRITERS[client].decode_request(history)
@@ -308,15 +434,30 @@ def test_an_open_models_reasoning_goes_back_to_it(client: Any) -> None:
 
 
 def test_a_later_system_message_stays_in_its_place() -> None:
-    request = WRITERS["messages"].decode_request({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]})
+    request = WRITERS["messages"].decode_request(
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "system", "content": "b"},
+                {"role": "user", "content": "c"},
+            ]
+        }
+    )
     body = READERS["chat"].encode_request(request, target("chat"))
     assert [message["role"] for message in body["messages"]] == ["user"]
     assert body["messages"][0]["content"] == "a\n\n<system-reminder>\nb\n</system-reminder>\n\nc"
 
 
 def test_images_of_tools_follow_as_the_users() -> None:
-    result = ToolResultBlock(id="call_1", content=[TextBlock(text="shot"), ImageBlock(media_type="image/png", data=PNG)], is_error=True)
-    request = LLMRequest(messages=[Message(role="assistant", content=[ToolUseBlock(id="call_1", name="x")]), Message(role="user", content=[result])])
+    result = ToolResultBlock(
+        id="call_1", content=[TextBlock(text="shot"), ImageBlock(media_type="image/png", data=PNG)], is_error=True
+    )
+    request = LLMRequest(
+        messages=[
+            Message(role="assistant", content=[ToolUseBlock(id="call_1", name="x")]),
+            Message(role="user", content=[result]),
+        ]
+    )
     body = READERS["chat"].encode_request(request, target("chat"))
     assert [message["role"] for message in body["messages"]] == ["assistant", "tool", "user"]
     assert body["messages"][1]["content"] == "Error: shot"
@@ -324,8 +465,18 @@ def test_images_of_tools_follow_as_the_users() -> None:
 
 
 CODEX_TOOLS = [
-    {"type": "custom", "name": "apply_patch", "description": "Patches.", "format": {"type": "grammar", "syntax": "lark", "definition": "start: x"}},
-    {"type": "namespace", "name": "agents", "description": "", "tools": [{"type": "function", "name": "spawn", "parameters": {"type": "object"}}]},
+    {
+        "type": "custom",
+        "name": "apply_patch",
+        "description": "Patches.",
+        "format": {"type": "grammar", "syntax": "lark", "definition": "start: x"},
+    },
+    {
+        "type": "namespace",
+        "name": "agents",
+        "description": "",
+        "tools": [{"type": "function", "name": "spawn", "parameters": {"type": "object"}}],
+    },
 ]
 
 
@@ -343,7 +494,12 @@ def test_freeform_and_namespaced_tools() -> None:
     items = [event.json()["item"] for event in parser.feed(written) if event.name == "response.output_item.done"]
     assert (items[0]["type"], items[0]["input"]) == ("custom_tool_call", "*** Begin Patch\n")
     assert (items[1]["name"], items[1]["namespace"], items[1]["arguments"]) == ("spawn", "agents", '{"n": 1}')
-    history = WRITERS["responses"].decode_request({"model": "m", "input": [*items, {"type": "custom_tool_call_output", "call_id": items[0]["call_id"], "output": "ok"}]})
+    history = WRITERS["responses"].decode_request(
+        {
+            "model": "m",
+            "input": [*items, {"type": "custom_tool_call_output", "call_id": items[0]["call_id"], "output": "ok"}],
+        }
+    )
     calls = READERS["chat"].encode_request(history, target("chat"))["messages"][0]["tool_calls"]
     assert [call["function"]["name"] for call in calls] == ["apply_patch", "agents__spawn"]
     assert json.loads(calls[0]["function"]["arguments"]) == {"input": "*** Begin Patch\n"}
@@ -352,9 +508,17 @@ def test_freeform_and_namespaced_tools() -> None:
 @pytest.mark.parametrize(
     ("format", "body", "feature"),
     [
-        ("messages", {"messages": [], "tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
+        (
+            "messages",
+            {"messages": [], "tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+            "web_search_20250305",
+        ),
         ("messages", {"messages": [], "mcp_servers": [{"url": "https://x"}]}, "mcp_servers"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]}, "documents (base64)"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]},
+            "documents (base64)",
+        ),
         ("responses", {"input": "x", "tools": [{"type": "code_interpreter"}]}, "code_interpreter"),
         ("responses", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ("responses", {"input": [{"type": "image_generation_call"}]}, "items of type image_generation_call"),

@@ -38,7 +38,9 @@ class Net:
     def __init__(self, host: Host, internet: Internet) -> None:
         self.host, self.internet = host, internet
 
-    async def sandbox(self, egress: dict[str, Any] | None = None, secrets: list[Any] | None = None, **more: Any) -> Sandbox:
+    async def sandbox(
+        self, egress: dict[str, Any] | None = None, secrets: list[Any] | None = None, **more: Any
+    ) -> Sandbox:
         network = {**({"egress": egress} if egress is not None else {}), **({"secrets": secrets} if secrets else {})}
         sandbox = await self.host.create(**({"network": network} if network else {}), **more)
         async with sandbox.use() as agent:
@@ -71,7 +73,9 @@ def settings(internet: Internet) -> dict[str, Any]:
 async def net(internet: Internet, settings: dict[str, Any], tmp_path: Path) -> AsyncIterator[Net]:
     internet.clear()
     internet.rebound.clear()
-    host = await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings))
+    host = await start_host(
+        tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings)
+    )
     yield Net(host, internet)
     await stop_host(host)
     await until(lambda: host.left() == NOTHING)

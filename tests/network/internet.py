@@ -91,13 +91,43 @@ class Internet:
             subprocess.run(["openssl", *words], cwd=self._folder, check=True, capture_output=True)
 
         new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-        openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca",
-                "-addext", "keyUsage=critical,keyCertSign", "-addext", "basicConstraints=critical,CA:TRUE")
+        openssl(
+            "req",
+            "-x509",
+            *new,
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test ca",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+        )
         names = ",".join(f"DNS:{name}" for name in (*NAMES, "*.wild.example") if name != "evil.example")
         (self._folder / "ext").write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
         openssl("req", *new, "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=test")
-        openssl("x509", "-req", "-in", "csr.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out",
-                "cert.pem", "-days", "2", "-extfile", "ext")
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            "csr.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            "cert.pem",
+            "-days",
+            "2",
+            "-extfile",
+            "ext",
+        )
 
     def run(self, namespace: int) -> None:
         """The thread: serves until stopped."""
@@ -141,7 +171,9 @@ class Internet:
             for port in (22, 25, 853, 5432):
                 await asyncio.start_server(self._tcp(address, port), address, port)
             for port in (53, 443, 9999):
-                await self._loop.create_datagram_endpoint(lambda a=address, p=port: _Datagrams(self, a, p), local_addr=(address, port))
+                await self._loop.create_datagram_endpoint(
+                    lambda a=address, p=port: _Datagrams(self, a, p), local_addr=(address, port)
+                )
             await asyncio.start_server(self._dns_tcp(address), address, 53)
 
     def _sni(self, address: str) -> Any:

@@ -120,7 +120,9 @@ async def test_pause_and_resume(net: Net) -> None:
     await sandbox.pause()
     await net.change(sandbox, egress={"allow": ["evil.example"]})
     await sandbox.resume()
-    out = await net.out(sandbox, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]')
+    out = await net.out(
+        sandbox, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]'
+    )
     assert [result["ok"] for result in out] == [False, True]
 
 
@@ -128,7 +130,15 @@ async def test_the_next_server_enforces_what_the_last_did(internet: Internet, se
     """While none runs, a policy's traffic is refused and the open path's goes on; then both are as they were."""
 
     async def again() -> Net:
-        return Net(await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings)), internet)
+        return Net(
+            await start_host(
+                tmp_path / "data",
+                disk="none",
+                allow_unenforced=frozenset(["disk"]),
+                network=NetworkSettings(**settings),
+            ),
+            internet,
+        )
 
     net = await again()
     internet.clear()
@@ -159,7 +169,9 @@ async def test_the_next_server_enforces_what_the_last_did(internet: Internet, se
         adopted = [net.host.node.sandboxes[box.id] for box in sandboxes]
         assert [box.guest.address for box in adopted if box.guest] == sources
         out = [
-            await net.out(box, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]')
+            await net.out(
+                box, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]'
+            )
             for box in adopted
         ]
         assert [[one["ok"] for one in each] for each in out] == [[True, False], [True, True], [False, False]]
@@ -223,6 +235,8 @@ async def test_a_fork_has_the_policy_and_an_address_of_its_own(net: Net) -> None
     assert child.guest is not None
     assert sandbox.guest is not None
     assert child.guest.address != sandbox.guest.address
-    out = await net.out(child, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]')
+    out = await net.out(
+        child, '[tls("good.example", "good.example"), tls("evil.example", "evil.example", verify=False)]'
+    )
     assert [one["ok"] for one in out] == [True, False]
     assert child.guest.secrets["model"].value == SECRET["value"]

@@ -135,7 +135,11 @@ async def test_the_kernel_cuts(net: Net) -> None:
         ({"egress": {"allow": [GOOD]}}, f'tcp("{GOOD}")', {}),
         (ONLY_GOOD, 'ws("good.example")', {}),
         # HTTP to an allowed address, by Host, wherever the packet was going.
-        ({"egress": {"allow": [f"{GOOD}:80", "x.example"]}}, f'ws("{EVIL}", "{GOOD}")', {"egress": {"allow": [GOOD, OTHER]}}),
+        (
+            {"egress": {"allow": [f"{GOOD}:80", "x.example"]}},
+            f'ws("{EVIL}", "{GOOD}")',
+            {"egress": {"allow": [GOOD, OTHER]}},
+        ),
         (HOLDING, f'ws("{GATEWAY}")', {"egress": {"allow": ["good.example"]}, "secrets": [SECRET]}),
     ],
     ids=["address, then open", "name, then open", "HTTP by address", "the same secret"],

@@ -83,14 +83,20 @@ async def test_tricks(net: Net) -> None:
         assert "got " not in answered, (name, answered)
     for seen in net.internet.seen:
         if seen.kind == "dns":
-            assert (seen.at, seen.what.removesuffix("api.").removeprefix("api.")) == ("93.184.216.53", "good.example"), seen
+            assert (seen.at, seen.what.removesuffix("api.").removeprefix("api.")) == (
+                "93.184.216.53",
+                "good.example",
+            ), seen
         else:
             # At most a bare connection, to the allowed host itself.
             assert seen.at == GOOD, seen
             assert seen.kind in ("tls", "tcp", "end"), seen
     # An agent is told what happened.
     assert "network policy does not allow evil.example" in out["HTTP to another host"]["data"]
-    assert "ACCESS_DENIED" in out["another name"]["error"].upper().replace(" ", "_") or "not known" in out["another name"]["error"]
+    assert (
+        "ACCESS_DENIED" in out["another name"]["error"].upper().replace(" ", "_")
+        or "not known" in out["another name"]["error"]
+    )
     refused = [e for e in net.events(sandbox) if not e["allowed"]]
     assert {e["host"] for e in refused} >= {"evil.example", "cloudflare-dns.com"}
 
@@ -311,8 +317,6 @@ async def test_entries_that_are_none(net: Net, entry: str) -> None:
     assert caught.value.code == "INVALID_CONFIG"
     assert caught.value.details["field"] == "network.egress.allow"
     assert not net.host.node.sandboxes
-
-
 
 
 async def test_an_upgrade_to_another_protocol_is_not_passed_on(net: Net) -> None:

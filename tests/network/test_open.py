@@ -79,7 +79,7 @@ async def test_a_low_port_can_be_bound_and_nothing_else_changed(net: Net) -> Non
     sandbox = await net.sandbox()
     text, _ = await net.host.run(
         sandbox,
-        "python3 -c 'import socket; socket.create_server((\"0.0.0.0\", 80)); print(\"bound\")'; "
+        'python3 -c \'import socket; socket.create_server(("0.0.0.0", 80)); print("bound")\'; '
         "python3 -c 'import socket, fcntl; fcntl.ioctl(socket.socket(), 0x8914, b\"eth0\".ljust(40, bytes(1)))' 2>&1; "
         "(echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo refused; cat /proc/net/if_inet6",
     )
@@ -117,7 +117,12 @@ async def test_the_operators_network_does_not_show_in_dns(net: Net) -> None:
     """Neither by names of its addresses, however they are asked for, nor by hints beside a service's name."""
     sandbox = await net.sandbox()
     asked = [
-        *[("9.9.9.10.in-addr.arpa", 12), ("9.9.10.in-addr.arpa", 2), ("10.in-addr.arpa", 6), ("1.0.0.0.d.f.ip6.arpa", 12)],
+        *[
+            ("9.9.9.10.in-addr.arpa", 12),
+            ("9.9.10.in-addr.arpa", 2),
+            ("10.in-addr.arpa", 6),
+            ("1.0.0.0.d.f.ip6.arpa", 12),
+        ],
         *[("cname-reverse.example", 12), ("good.example", 65), ("10.216.184.93.in-addr.arpa", 12)],
     ]
     calls = ", ".join(f'dns(gateway, "{name}", {kind})' for name, kind in asked)

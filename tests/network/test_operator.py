@@ -30,7 +30,12 @@ async def test_an_opened_range(internet: Any, settings: dict[str, Any], tmp_path
     from runra.node.network.settings import NetworkSettings
     from tests.hosting import start_host, stop_host
 
-    host = await start_host(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=NetworkSettings(**settings, **opening))
+    host = await start_host(
+        tmp_path / "data",
+        disk="none",
+        allow_unenforced=frozenset(["disk"]),
+        network=NetworkSettings(**settings, **opening),
+    )
     net = Net(host, internet)
     try:
         free = await net.sandbox()

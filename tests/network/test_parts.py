@@ -106,7 +106,13 @@ def test_policies() -> None:
     assert listed.allows_name("a.example", 443)
     assert listed.allows_name("a.example")
     assert listed.allows_name("x.y.b.example", 1)
-    for name, port in (("a.example", 80), ("b.example", 80), ("xb.example", 80), ("a.example.evil", 443), ("x.b.example", 25)):
+    for name, port in (
+        ("a.example", 80),
+        ("b.example", 80),
+        ("xb.example", 80),
+        ("a.example.evil", 443),
+        ("x.b.example", 25),
+    ):
         assert not listed.allows_name(name, port)
     assert listed.allows_address(IPv4Address("198.51.100.7"), 22)
     assert listed.allows_address(IPv4Address("8.8.8.8"), 853)
@@ -127,7 +133,13 @@ def test_denied_ranges() -> None:
 def test_what_looks_like_http() -> None:
     assert looks_like_http(b"GET / HTTP/1.1\r\n")
     assert looks_like_http(b"PRI * HTTP/2.0\r\n")
-    for text in (b"\r\nGET / HTTP/1.1\r\n", b" get / http/1.1\r\n", b"M-SEARCH * HTTP/1.1\r\n", b"get\t/\tHTTP/1.1", b"GET /"):
+    for text in (
+        b"\r\nGET / HTTP/1.1\r\n",
+        b" get / http/1.1\r\n",
+        b"M-SEARCH * HTTP/1.1\r\n",
+        b"get\t/\tHTTP/1.1",
+        b"GET /",
+    ):
         assert looks_like_http(text), text
     for text in (b"G", b"\r\n", b"get", b"get / HTT", b"hello"):
         assert looks_like_http(text) is None, text

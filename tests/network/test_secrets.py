@@ -50,9 +50,18 @@ async def test_the_value_is_nowhere(net: Net, caplog: pytest.LogCaptureFixture, 
     await _curl(net, sandbox, "print(urllib.request.urlopen('http://other.gateway.runra.internal/').status)")
     await until(lambda: any(e["state"] == "closed" for e in net.events(sandbox)))
     told = json.dumps([event.model_dump(mode="json") for event in net.host.events])
-    inside, _ = await net.host.run(sandbox, "env; cat /proc/*/environ /proc/*/cmdline /etc/hosts /etc/resolv.conf 2>/dev/null | tr '\\0' ' '")
+    inside, _ = await net.host.run(
+        sandbox, "env; cat /proc/*/environ /proc/*/cmdline /etc/hosts /etc/resolv.conf 2>/dev/null | tr '\\0' ' '"
+    )
     record = sandbox.record_path
-    places = [told, sandbox.info().model_dump_json(), repr(sandbox.record), repr(sandbox.guest.__dict__), caplog.text, inside]
+    places = [
+        told,
+        sandbox.info().model_dump_json(),
+        repr(sandbox.record),
+        repr(sandbox.guest.__dict__),
+        caplog.text,
+        inside,
+    ]
     assert not [place[:200] for place in places if KEY in place]
     # On the host it lies in one file, which only its owner reads.
     assert KEY in record.read_text()

@@ -48,7 +48,10 @@ def served(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iter
         process = subprocess.Popen(command, env=found.environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 30
-        while not (match := re.search(r"Runra at (\S+)", (home / "log").read_text())) or not (home / "config.json").exists():
+        while (
+            not (match := re.search(r"Runra at (\S+)", (home / "log").read_text()))
+            or not (home / "config.json").exists()
+        ):
             assert time.monotonic() < deadline, (home / "log").read_text()
             assert process.poll() is None, (home / "log").read_text()
             time.sleep(0.05)
@@ -111,7 +114,12 @@ def test_with_the_sdk(client: Runra, internet: Internet) -> None:
 
 @pytest.mark.parametrize(
     "secrets",
-    [[KEY], [{"alias": "a", "host": "b.example", "value": KEY + "\n"}], [{"alias": KEY * 9, "value": KEY, KEY: 1}], KEY],
+    [
+        [KEY],
+        [{"alias": "a", "host": "b.example", "value": KEY + "\n"}],
+        [{"alias": KEY * 9, "value": KEY, KEY: 1}],
+        KEY,
+    ],
 )
 def test_a_refused_secret_is_not_repeated(client: Runra, served: Served, secrets: Any) -> None:
     import urllib.error
@@ -138,7 +146,9 @@ def test_with_the_command_line(client: Runra, served: Served, internet: Internet
     assert internet.at(OTHER, "http")[0].more["headers"]["x-api-key"] == f"Key {KEY}"
     sandbox_id = served.cli("create", "--egress", "deny")
     assert json.loads(served.cli("network", sandbox_id))["egress"]["default"] == "deny"
-    assert json.loads(served.cli("network", sandbox_id, "--allow", "good.example"))["egress"]["allow"] == ["good.example"]
+    assert json.loads(served.cli("network", sandbox_id, "--allow", "good.example"))["egress"]["allow"] == [
+        "good.example"
+    ]
     assert GOOD in served.cli("exec", sandbox_id, "sh", "-c", REACH.format("http://good.example/"))
     served.cli("rm", sandbox_id)
 

@@ -54,7 +54,9 @@ def net() -> Iterator[Net]:
         net.close()
 
 
-async def test_it_speaks_over_the_namespace_it_was_given(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_speaks_over_the_namespace_it_was_given(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = await start_host(tmp_path / "data", isolation="gvisor")
     given = os.open(f"/run/netns/{net.inside}", os.O_RDONLY)
     real = gvisor.Box
@@ -81,7 +83,7 @@ async def test_it_speaks_over_the_namespace_it_was_given(net: Net, tmp_path: Pat
             "import socket\nc = socket.create_connection(('10.91.0.1', 8080), 5); c.sendall(b'hello'); print(c.recv(99).decode())\n"
             "try: socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print('raw')\nexcept OSError: print('no raw')"
         )
-        output, exit = await host.run(sandbox, f"python3 -c \"{script}\" 2>&1")
+        output, exit = await host.run(sandbox, f'python3 -c "{script}" 2>&1')
         assert (output, exit.code) == ("10.91.0.2 hello\nno raw\n", 0)
         # The namespace that was given is empty now; the sandbox's own holds the interface, without an address.
         assert "eth0" not in net.ip("-n", net.inside, "link")

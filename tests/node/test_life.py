@@ -39,7 +39,9 @@ async def test_run_and_terminate_leaves_nothing(host: Host) -> None:
 async def test_root_inside_may_write_everywhere_and_nothing_reaches_the_host(host: Host) -> None:
     one, two = await host.create(), await host.create()
     marker = f"runra-test-{os.getpid()}"
-    script = f"touch /usr/{marker} /etc/{marker} /workspace/{marker} && rm /usr/bin/env && chown 1000:1000 /etc/{marker}"
+    script = (
+        f"touch /usr/{marker} /etc/{marker} /workspace/{marker} && rm /usr/bin/env && chown 1000:1000 /etc/{marker}"
+    )
     _, exit = await host.run(one, script)
     assert exit.code == 0
     assert not Path("/usr", marker).exists()
@@ -288,7 +290,10 @@ async def test_ending_one_that_is_being_made(host: Host, delay_ms: int) -> None:
     assert (sandbox.info().state, sandbox.info().termination_reason) == ("terminated", "user")
     await asyncio.sleep(0.1)
     kinds = host.kinds(sandbox)
-    assert kinds in (["sandbox.created", "sandbox.terminated"], ["sandbox.created", "sandbox.started", "sandbox.terminated"])
+    assert kinds in (
+        ["sandbox.created", "sandbox.terminated"],
+        ["sandbox.created", "sandbox.started", "sandbox.terminated"],
+    )
 
 
 async def test_a_clock_set_back_moves_no_deadline(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

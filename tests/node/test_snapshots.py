@@ -79,7 +79,11 @@ async def test_a_chain_of_snapshots_grows_no_deeper(host: Host) -> None:
     sandbox = await host.create()
     layers, sizes, parent = sandbox.record.root.layers, [], ""
     for number in range(12):
-        await output(host, sandbox, f"echo {number} > /workspace/{number}; head -c 1M /dev/urandom > /workspace/data{number}; rm -f /workspace/{number - 5}")
+        await output(
+            host,
+            sandbox,
+            f"echo {number} > /workspace/{number}; head -c 1M /dev/urandom > /workspace/data{number}; rm -f /workspace/{number - 5}",
+        )
         info = await host.node.snapshot(sandbox.id, new_id("snap"), f"s{number}")
         sizes.append(info.size_bytes)
         await sandbox.terminate()
@@ -110,7 +114,13 @@ async def test_it_is_one_moment_and_the_source_goes_on(host: Host) -> None:
         await until(lambda before=before: _moved(host, source, before))
     for one in taken:
         copy = await host.create(image=f"snapshot:{one}")
-        a, b, log, last = (await output(host, copy, "cd /workspace; cat a | tr -d '\n'; echo; cat b | tr -d '\n'; echo; wc -l < log; tail -1 log")).split("\n")[:4]
+        a, b, log, last = (
+            await output(
+                host,
+                copy,
+                "cd /workspace; cat a | tr -d '\n'; echo; cat b | tr -d '\n'; echo; wc -l < log; tail -1 log",
+            )
+        ).split("\n")[:4]
         assert log == last
         for written in (a, b):  # the shell empties a file before it writes it
             assert not written or int(written) - int(last) in (0, 1)
@@ -129,7 +139,12 @@ async def test_states_in_which_it_can_be_taken(host: Host) -> None:
     forked = await host.node.fork(source.id, [new_id("sb")])
     assert source.info().state == "paused"
     assert forked[0].info().state == "running"
-    assert await output(host, await host.create(image="snapshot:paused"), "cat /workspace/f; stat -c '%a %F' /workspace/pipe") == "x\n640 fifo\n"
+    assert (
+        await output(
+            host, await host.create(image="snapshot:paused"), "cat /workspace/f; stat -c '%a %F' /workspace/pipe"
+        )
+        == "x\n640 fifo\n"
+    )
     await source.terminate()
     for call in (host.node.snapshot(source.id, new_id("snap"), None), host.node.fork(source.id, [new_id("sb")])):
         with pytest.raises(RunraError) as refused:
@@ -204,7 +219,9 @@ async def test_links_in_a_snapshot_lead_nowhere_on_the_host(host: Host, tmp_path
         else:
             await copy.terminate()
         host.node.snapshots.delete(kept)
-    assert {path.name: path.read_text() for path in (victim / "etc").iterdir()} == dict.fromkeys(("hostname", "hosts", "machine-id"), "mine")
+    assert {path.name: path.read_text() for path in (victim / "etc").iterdir()} == dict.fromkeys(
+        ("hostname", "hosts", "machine-id"), "mine"
+    )
     assert list((victim / "tmp").iterdir()) == []
 
 
@@ -240,7 +257,9 @@ async def test_forks_are_all_or_none(host: Host) -> None:
 async def test_a_cancelled_fork_leaves_nothing(host: Host) -> None:
     source = await host.create()
     for delay in (0.0, 0.004, 0.01, 0.02, 0.05):
-        done, pending = await asyncio.wait({asyncio.create_task(host.node.fork(source.id, [new_id("sb") for _ in range(3)]))}, timeout=delay)
+        done, pending = await asyncio.wait(
+            {asyncio.create_task(host.node.fork(source.id, [new_id("sb") for _ in range(3)]))}, timeout=delay
+        )
         for task in pending:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -253,7 +272,9 @@ async def test_a_cancelled_fork_leaves_nothing(host: Host) -> None:
         assert await output(host, source, "echo fine") == "fine\n"
 
 
-async def test_a_snapshot_given_up_while_it_freezes_leaves_nothing_frozen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_snapshot_given_up_while_it_freezes_leaves_nothing_frozen(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = await host.create()
     frozen = asyncio.Event()
     original = source._freeze
@@ -294,7 +315,11 @@ async def test_without_a_file_system_that_shares(tmp_path: Path) -> None:
     try:
         assert isinstance(host.node._disk, PlainDisk)
         source = await host.create()
-        await output(host, source, CHANGES + "head -c 3M /dev/urandom > /workspace/r; rm /workspace/sparse; truncate -s 5M /workspace/sparse")
+        await output(
+            host,
+            source,
+            CHANGES + "head -c 3M /dev/urandom > /workspace/r; rm /workspace/sparse; truncate -s 5M /workspace/sparse",
+        )
         before = await output(host, source, LOOK + "; md5sum r")
         info = await host.node.snapshot(source.id, new_id("snap"), "base")
         assert 3 << 20 <= info.size_bytes < 5 << 20

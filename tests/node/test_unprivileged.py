@@ -88,7 +88,12 @@ def test_an_ordinary_user_gets_sandboxes(own_folder: Path) -> None:
     command, environment = as_user(own_folder)
     done = subprocess.run(
         [*command, "-c", SCRIPT, str(own_folder / "data")],
-        env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -19,7 +19,9 @@ ORGANIZATION = "org_test"
 
 async def volume(host: Host, name: str = "data", **wanted: Any) -> str:
     volume_id = new_id("vol")
-    await host.node.volumes.make(volume_id, ORGANIZATION, VolumeCreate(name=name, size_mb=wanted.pop("size_mb", 64), **wanted))
+    await host.node.volumes.make(
+        volume_id, ORGANIZATION, VolumeCreate(name=name, size_mb=wanted.pop("size_mb", 64), **wanted)
+    )
     return volume_id
 
 
@@ -33,7 +35,9 @@ async def test_a_volume_outlives_its_sandboxes_and_its_server(tmp_path: Path) ->
         made = await volume(host)
         first = await host.create(volumes=[{"name": "data", "path": "/deep/er/data"}])
         assert first.info().volumes == [{"id": made, "name": "data", "path": "/deep/er/data", "readOnly": False}]
-        text = await output(host, first, "cd /deep/er/data && echo kept > f && chown 1000:1000 f && ln -s f l && stat -c %U:%a . f")
+        text = await output(
+            host, first, "cd /deep/er/data && echo kept > f && chown 1000:1000 f && ln -s f l && stat -c %U:%a . f"
+        )
         assert text == "root:755\nuser:644\n"
         # Folders on the way are there for everybody, not for root alone.
         assert await output(host, first, "stat -c %a /deep /deep/er") == "755\n755\n"
@@ -98,10 +102,17 @@ async def test_its_size_holds_and_its_use_is_counted(host: Host) -> None:
     made = await volume(host, size_mb=32)
     assert (await host.node.volumes.info(made)).enforced == {"sizeMb": True}
     sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
-    said = await output(host, sandbox, "head -c 20M /dev/urandom > /data/f && sync && echo fits; head -c 100M /dev/urandom > /data/g")
+    said = await output(
+        host, sandbox, "head -c 20M /dev/urandom > /data/f && sync && echo fits; head -c 100M /dev/urandom > /data/g"
+    )
     assert said.startswith("fits\n")
     assert "quota" in said
-    assert await output(host, sandbox, "echo > /data/h; echo fine > /workspace/f && cat /workspace/f; cd /data; rm -f f g h; sync") != ""
+    assert (
+        await output(
+            host, sandbox, "echo > /data/h; echo fine > /workspace/f && cat /workspace/f; cd /data; rm -f f g h; sync"
+        )
+        != ""
+    )
     # The other sandboxes' disk is none of a volume's business.
     assert (await output(host, sandbox, "head -c 50M /dev/zero > /workspace/big && echo wrote")) == "wrote\n"
     await output(host, sandbox, "head -c 10M /dev/urandom > /data/f; sync")
@@ -133,7 +144,11 @@ async def test_it_is_no_way_out(host: Host, wall: str) -> None:
     mounts = [{"name": "data", "path": "/data"}]
     writer = await host.create(isolation=wall, volumes=mounts)
     reader = await host.create(isolation=wall, volumes=[{**mounts[0], "readOnly": True}])
-    await output(host, writer, "cp /bin/bash /data/shell; chmod 6755 /data/shell; chown 0:0 /data/shell; chmod 6755 /data/shell; mkdir -m 777 /data/d")
+    await output(
+        host,
+        writer,
+        "cp /bin/bash /data/shell; chmod 6755 /data/shell; chown 0:0 /data/shell; chmod 6755 /data/shell; mkdir -m 777 /data/d",
+    )
     said = await output(
         host,
         reader,
@@ -153,7 +168,7 @@ async def test_it_is_no_way_out(host: Host, wall: str) -> None:
         "try: os.link('/etc/shadow', '/data/link'); print('linked')\n"
         "except OSError: print('refused')\n"
     )
-    assert await output(host, writer, f"python3 -c \"{code}\"") == "refused\n" * 3
+    assert await output(host, writer, f'python3 -c "{code}"') == "refused\n" * 3
     as_user = (await host.run(reader, "/data/shell -p -c 'id -u; id -ru'", user="1000"))[0]
     assert as_user.split()[0] == "1000", "set-user-id programs on a volume give nothing"
     # Outside nothing of it can be reached by anybody but root.
@@ -184,7 +199,11 @@ async def test_no_link_of_the_image_leads_a_mount_astray(host: Host) -> None:
     fine = [{"name": "data", "path": path} for path in ("/home/user", "/mnt/y", "/usr/local/x", "/var/tmp/a/b")]
     for mount in fine:
         sandbox = await host.create(image="snapshot:evil", volumes=[mount])
-        assert (await output(host, sandbox, f"echo {mount['path']} >> {mount['path']}/all; grep -c {mount['path']} /proc/mounts")) == "1\n"
+        assert (
+            await output(
+                host, sandbox, f"echo {mount['path']} >> {mount['path']}/all; grep -c {mount['path']} /proc/mounts"
+            )
+        ) == "1\n"
         await sandbox.terminate()
     sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
     assert await output(host, sandbox, "cat /data/all") == "".join(f"{it['path']}\n" for it in fine)
@@ -202,9 +221,13 @@ def test_paths_that_are_the_sandboxs_own(path: str) -> None:
 def test_volumes_do_not_lie_in_each_other() -> None:
     for paths in (("/a", "/a"), ("/a", "/a/b"), ("/a/b/c", "/a/./b")):
         with pytest.raises(ValidationError, match="must not lie in another"):
-            SandboxConfig.model_validate({"image": "host", "volumes": [{"name": f"v{at}", "path": path} for at, path in enumerate(paths)]})
+            SandboxConfig.model_validate(
+                {"image": "host", "volumes": [{"name": f"v{at}", "path": path} for at, path in enumerate(paths)]}
+            )
     with pytest.raises(ValidationError, match="twice"):
-        SandboxConfig.model_validate({"image": "host", "volumes": [{"name": "v", "path": "/a"}, {"name": "v", "path": "/ab"}]})
+        SandboxConfig.model_validate(
+            {"image": "host", "volumes": [{"name": "v", "path": "/a"}, {"name": "v", "path": "/ab"}]}
+        )
 
 
 async def test_one_volume_by_name_and_id_is_still_one(host: Host) -> None:

@@ -45,7 +45,12 @@ async def _walk(
         for method, operation in operations.items():
             if not only(path, operation):
                 continue
-            real = path.replace("{id}", sandbox_id).replace("{pid}", "1").replace("{port}", "3000").replace("{key_id}", "key_none")
+            real = (
+                path.replace("{id}", sandbox_id)
+                .replace("{pid}", "1")
+                .replace("{port}", "3000")
+                .replace("{key_id}", "key_none")
+            )
             real = real.replace("{snapshot_id}", "snap_none").replace("{volume_id}", "vol_none")
             real = real.replace("{organization_id}", "org_none")
             options: dict[str, Any] = {"params": {"path": "/x"} if "/files" in path and method != "post" else {}}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from runra.events import EventLog
+from runra.events import Event, EventLog
 from runra.server import protocol
+from runra.server.routes.events import _lines
 from runra.server.settings import RANGES, ServerSettings
+from tests.hosting import until
 
 from .conftest import Client, Running, sse, started
 
@@ -182,6 +185,64 @@ async def test_events_of_one_and_of_all(run: Running) -> None:
         assert [it["id"] for it in await sse(again, 2)] == [it["id"] for it in everything[1:]]
     await asyncio.sleep(0.1)
     assert not run.services.events._subscriptions
+
+
+async def test_events_by_type(run: Running) -> None:
+    box = (await run.client.sandbox())["id"]
+    async with run.client.open("GET", "/events?types=sandbox.paused,exec.*") as response:
+        await run.client.call("POST", f"/sandboxes/{box}/pause")
+        await run.client.call("POST", f"/sandboxes/{box}/resume")
+        await run.client.run(box, "true")
+        told = [it["event"] for it in await sse(response, 3)]
+    assert told == ["sandbox.paused", "exec.started", "exec.completed"]
+    refused = await run.client.call("GET", "/events?types=sandbox.pausd")
+    assert (refused.status, refused.error["details"]["field"]) == (400, "types")
+    assert "sandbox.pausd" in refused.error["message"]
+
+
+async def test_output_costs_nothing_and_is_not_kept_unless_somebody_asks(run: Running) -> None:
+    box = (await run.client.sandbox())["id"]
+    async with run.client.open("GET", "/events") as every:
+        async with run.client.open("GET", "/events?types=exec.streamed") as output:
+            await run.client.run(box, "echo heard; echo here >&2")
+            pieces = {(it["data"]["data"]["stream"], it["data"]["data"]["data"]) for it in await sse(output, 2)}
+        assert pieces == {("stdout", "heard\n"), ("stderr", "here\n")}
+        assert [it["event"] for it in await sse(every, 2)] == ["exec.started", "exec.completed"]
+    assert not any(event.type == "exec.streamed" for event in run.services.events._events)
+    await until(lambda: not run.services.events.asked("exec.streamed"))
+
+
+async def test_a_reader_is_told_what_it_missed(run: Running) -> None:
+    log = run.services.events
+    box = (await run.client.sandbox())["id"]
+    seen = log._events[-1]
+    log._events = deque(log._events, maxlen=4)
+    await run.client.run(box, "true")
+
+    async def first(after: str) -> tuple[str, dict[str, Any], str | None]:
+        async with run.client.open("GET", "/events", headers={"Last-Event-ID": after}) as response:
+            (event,) = await sse(response, 1)
+            return event["event"], event["data"], event.get("id")
+
+    assert (await first(seen.id))[0] == "exec.started"  # all of it is there
+    for _ in range(4):
+        await run.client.run(box, "true")
+    assert await first(seen.id) == ("gap", {"reason": "forgotten", "after": seen.id}, None)
+    before = f"evt_{0:022x}"
+    assert await first(before) == ("gap", {"reason": "restart", "after": before}, None)
+    assert (await first("evt_0"))[0].startswith("exec.")  # asks for what there is
+
+
+async def test_a_slow_reader_is_told_how_much(run: Running) -> None:
+    box = (await run.client.sandbox())["id"]
+    subscription = EventLog().subscribe(lambda _: True, bound=2)
+    for number in range(5):
+        subscription.offer(Event(id=f"evt_{number}", timestamp="", type="file.read", sandbox_id=box))
+    subscription.close()
+    told = b"".join([line async for line in _lines(subscription, None)]).decode().split("\n")
+    assert told[0] == "event: gap"
+    assert json.loads(told[1].removeprefix("data: ")) == {"reason": "slow", "after": "", "count": 3}
+    assert [line for line in told if line.startswith("id: ")] == ["id: evt_3", "id: evt_4"]
 
 
 async def test_heartbeats_and_the_end_of_the_server(settings: ServerSettings) -> None:

@@ -45,8 +45,7 @@ async def test_write_read_stat_list_move_delete(run: Running, box: str) -> None:
     types = [it.type for it in run.services.events._events if it.type.startswith("file.")]
     assert types == [
         "file.created", "file.read", "file.deleted", "file.created", "file.created", "file.error", "file.deleted",
-        "file.error",
-    ]  # fmt: skip
+    ]  # asking whether something is there tells of no failure  # fmt: skip
     assert all(stream.closed for stream in run.node.sandboxes[box].link.streams)
 
 

@@ -37,7 +37,9 @@ async def test_each_quota_holds(client: Client) -> None:
         ({"diskMb": 20480}, "diskMb"),
     ):
         await allow(client, organization, **quotas)
-        burst = await asyncio.gather(*(user.call("POST", "/sandboxes", json={"image": "host", "resources": RESOURCES}) for _ in range(5)))
+        burst = await asyncio.gather(
+            *(user.call("POST", "/sandboxes", json={"image": "host", "resources": RESOURCES}) for _ in range(5))
+        )
         made = [answer.json["id"] for answer in burst if answer.status == 201]
         assert len(made) == 2
         assert {quota(answer) for answer in burst if answer.status != 201} == {(503, "RESOURCE_EXHAUSTED", name)}
@@ -56,7 +58,10 @@ async def test_each_quota_holds(client: Client) -> None:
 async def test_a_replayed_create_takes_nothing(client: Client) -> None:
     organization, user = await tenant(client)
     await allow(client, organization, maxSandboxes=1, createsPerMinute=1)
-    first, again = [await user.call("POST", "/sandboxes", json={"image": "host"}, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    first, again = [
+        await user.call("POST", "/sandboxes", json={"image": "host"}, headers={"Idempotency-Key": "k"})
+        for _ in range(2)
+    ]
     assert (first.status, again.status, first.json["id"]) == (201, 201, again.json["id"])
     other = {"Idempotency-Key": "other"}
     assert (await user.call("POST", "/sandboxes", json={"image": "host"}, headers=other)).status == 503
@@ -84,9 +89,15 @@ async def test_disk_counts_what_is_kept(settings: ServerSettings) -> None:
         organization, user = await tenant(client)
         await allow(client, organization, diskMb=30_000)
         assert (await user.call("POST", "/volumes", json={"name": "a", "sizeMb": 15_000})).status == 201
-        burst = await asyncio.gather(*(user.call("POST", "/volumes", json={"name": f"v{n}", "sizeMb": 4000}) for n in range(6)))
+        burst = await asyncio.gather(
+            *(user.call("POST", "/volumes", json={"name": f"v{n}", "sizeMb": 4000}) for n in range(6))
+        )
         assert sorted(answer.status for answer in burst) == [201] * 3 + [503] * 3
-        assert quota(await user.call("POST", "/sandboxes", json={"image": "host"})) == (503, "RESOURCE_EXHAUSTED", "diskMb")
+        assert quota(await user.call("POST", "/sandboxes", json={"image": "host"})) == (
+            503,
+            "RESOURCE_EXHAUSTED",
+            "diskMb",
+        )
         await user.call("DELETE", "/volumes/a")
         source = await user.sandbox()
         await allow(client, organization, diskMb=10)
@@ -104,7 +115,13 @@ def user_of(client: Client, user: Client) -> Client:
 async def test_setting_them(client: Client) -> None:
     organization, _ = await tenant(client)
     assert (await allow(client, organization, cpu=4))["cpu"] == 4
-    assert await allow(client, organization, memoryMb=1) == {"maxSandboxes": None, "cpu": 4, "memoryMb": 1, "diskMb": None, "createsPerMinute": None}
+    assert await allow(client, organization, memoryMb=1) == {
+        "maxSandboxes": None,
+        "cpu": 4,
+        "memoryMb": 1,
+        "diskMb": None,
+        "createsPerMinute": None,
+    }
     assert (await allow(client, organization, cpu=None))["cpu"] is None
     for wrong in ({"quotas": {"cpu": -1}}, {"quotas": {"cores": 1}}, {"quotas": {"cpu": "2"}}, {}, {"cpu": 1}):
         assert (await client.call("PATCH", f"/organizations/{organization}", json=wrong)).status == 400

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from runra.cli.output import show_line
+from runra.cli.output import say, show_line
 
 
 def events(
@@ -14,23 +14,23 @@ def events(
     sandbox: Annotated[str | None, typer.Option("--sandbox", metavar="ID", help="The same, as an option.")] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TYPE", help="Only these, such as exec.completed or sandbox.*; repeatable."),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Only these, such as exec.completed or sandbox.*; repeatable. exec.streamed has to be named.",
+        ),
     ] = None,
     after: Annotated[str | None, typer.Option("--after", help="Begin after the event with this id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each as a JSON object on a line.")] = False,
 ) -> None:
     """Print events as they come, of all your sandboxes or of one, until Ctrl-C."""
     from runra import Runra
-    from runra.events import check_pattern, matches
 
-    patterns = [check_pattern(one) for one in types or ["*"]]
     chosen = sandbox or sandbox_id
     with Runra() as client:
         source = client.sandboxes.get(chosen) if chosen else client
-        with source.events(after=after) as stream:
+        with source.events(after=after, types=types, on_gap=lambda gap: say(str(gap))) as stream:
             for event in stream:
-                if not any(matches(pattern, event.type) for pattern in patterns):
-                    continue
                 wire = event.model_dump(mode="json", by_alias=True)
                 if as_json:
                     show_line(wire)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from runra.errors import RunraError
-from runra.events import Event, check_pattern, matches
+from runra.events import Event, EventType, check_pattern, matches
 
 _log = logging.getLogger("runra.runtime")
 
@@ -34,12 +34,17 @@ class Bus:
         self._bound = bound
         self._readers: list[_Reader] = []
         self._sinks: list[Sink] = []
+        self._named: list[frozenset[str]] = []
         self._lost_before = 0
 
     @property
     def idle(self) -> bool:
         """Whether nobody listens."""
         return not self._readers and not self._sinks
+
+    def asked(self, type: EventType) -> bool:
+        """Whether anybody names this type, one of those that have to be named."""
+        return any(reader.pattern == type for reader in self._readers) or any(type in names for names in self._named)
 
     @property
     def dropped(self) -> int:
@@ -77,11 +82,18 @@ class Bus:
 
         return off
 
-    def attach(self, sink: Sink) -> Callable[[], None]:
-        """Hand every event to `sink` within `publish`; for what queues by itself. Returns a function that
-        detaches it."""
+    def attach(self, sink: Sink, named: frozenset[str] = frozenset()) -> Callable[[], None]:
+        """Hand every event to `sink` within `publish`; for what queues by itself. `named`: what it asks for of the
+        types that have to be named. Returns a function that detaches it."""
         self._sinks.append(sink)
-        return lambda: self._sinks.remove(sink) if sink in self._sinks else None
+        self._named.append(named)
+
+        def detach() -> None:
+            if sink in self._sinks:
+                self._sinks.remove(sink)
+                self._named.remove(named)
+
+        return detach
 
     async def drain(self, timeout: float) -> bool:
         """Wait until the handlers have had all that was published; False when `timeout` seconds were too few.
@@ -105,13 +117,14 @@ class Bus:
             await reader.close()
         self._readers.clear()
         self._sinks.clear()
+        self._named.clear()
 
 
 class _Reader:
     """One handler: its queue, and the task that calls it, started with the first event."""
 
     def __init__(self, pattern: str, handler: Handler, bound: int) -> None:
-        self._pattern = pattern
+        self.pattern = pattern
         self._handler = handler
         self._queue: deque[Event] = deque(maxlen=bound)
         self._task: asyncio.Task[None] | None = None
@@ -119,16 +132,16 @@ class _Reader:
         self.dropped = 0
 
     def offer(self, event: Event) -> None:
-        if not matches(self._pattern, event.type):
+        if not matches(self.pattern, event.type):
             return
         if len(self._queue) == self._queue.maxlen:
             self.dropped += 1
             if not self._told:
                 self._told = True
-                _log.warning("a handler of %r is too slow: events are dropped (%d so far)", self._pattern, self.dropped)
+                _log.warning("a handler of %r is too slow: events are dropped (%d so far)", self.pattern, self.dropped)
         self._queue.append(event)
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._work(), name=f"runra-handler {self._pattern}")
+            self._task = asyncio.get_running_loop().create_task(self._work(), name=f"runra-handler {self.pattern}")
 
     async def _work(self) -> None:
         """Call the handler until nothing waits; the next event starts another such task."""
@@ -139,7 +152,7 @@ class _Reader:
                 if inspect.isawaitable(given):
                     await given
             except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the next event has its turn
-                _log.exception("the handler of %r failed on %s", self._pattern, event.type)
+                _log.exception("the handler of %r failed on %s", self.pattern, event.type)
         self._told = False
 
     def current(self) -> bool:

@@ -13,6 +13,7 @@ from runra.runtime.capabilities import require
 from runra.runtime.session import Session
 from runra.runtime.types import ProcessHandle
 from runra.sdk.output import OutputChunk
+from runra.streamed import RATE_BYTES, Streamed
 
 
 def shown(command: str | Sequence[str]) -> str:
@@ -49,17 +50,47 @@ async def telling(session: Session, sandbox_id: str, command: str, pid: int | No
         raise
 
 
+class Told:
+    """Tells of a command's output as `exec.streamed`, where no server does: pass its `add` on as `on_output`."""
+
+    def __init__(self, session: Session, sandbox_id: str, command: str) -> None:
+        self._data: dict[str, Any] = {"command": command, "pid": None}
+        self._begun = False
+        self._early: list[OutputChunk] = []
+        self._streamed = Streamed(
+            lambda data: session.tell("exec.streamed", sandbox_id, {**self._data, **data}), session.output_asked
+        )
+
+    def begin(self, pid: int | None) -> None:
+        """Its start has been told."""
+        self._data["pid"], self._begun = pid, True
+        for chunk in self._early:
+            self.add(chunk)
+        self._early.clear()
+
+    def add(self, chunk: OutputChunk) -> None:
+        if self._begun:
+            self._streamed.add(chunk.stream, chunk.data, chunk.offset)
+        elif sum(len(one.data) for one in self._early) < RATE_BYTES:  # more would not be told anyway
+            self._early.append(chunk)
+
+    def end(self) -> None:
+        self._streamed.end()
+
+
 class Process:
     """A command that runs in the background. It lives in the sandbox, not here: a handle needs no closing."""
 
-    def __init__(self, session: Session, sandbox_id: str, command: str, inner: ProcessHandle) -> None:
+    def __init__(self, session: Session, sandbox_id: str, command: str, inner: ProcessHandle, output: Told) -> None:
         self.command = command
         #: How it ended; None until `wait` has seen that.
         self.result: ExecutionResult | None = None
         self._session = session
         self._sandbox_id = sandbox_id
         self._inner = inner
+        self._output = output
         session.tell("exec.started", sandbox_id, {"command": command, "pid": inner.pid})
+        output.begin(inner.pid)
 
     @property
     def pid(self) -> int:
@@ -79,7 +110,10 @@ class Process:
         """
         if self.result is None:
             async with telling(self._session, self._sandbox_id, self.command, self.pid):
-                result = await self._inner.wait()
+                try:
+                    result = await self._inner.wait()
+                finally:
+                    self._output.end()
             if self.result is None:  # the first of several who wait tells of it
                 self.result = result
                 tell_end(self._session, self._sandbox_id, self.command, self.pid, result)

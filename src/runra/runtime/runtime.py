@@ -350,7 +350,7 @@ class Runra:
             self._llm = llm
         if self._pipeline is not None:
             await self._pipeline.start()
-            self._session.bus.attach(self._pipeline.offer)
+            self._session.bus.attach(self._pipeline.offer, self._pipeline.named)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -12,7 +13,7 @@ from runra.contract import ExecutionResult, SandboxState
 from runra.errors import RunraError
 from runra.runtime.capabilities import needs_of_execute, needs_of_network, require
 from runra.runtime.files import SandboxFiles
-from runra.runtime.process import Process, shown, tell_end, telling
+from runra.runtime.process import Process, Told, shown, tell_end, telling
 from runra.runtime.session import Session
 from runra.runtime.tasks import to_end
 from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle
@@ -185,17 +186,28 @@ class Sandbox:
 
     async def _start(self, command: str | list[str], options: ExecuteOptions) -> Process:
         told = shown(command)
+        output, options = self._tapped(told, options)
         async with self._noticing(), telling(self._session, self.id, told):
             inner = await self._provider.start_process(self.id, command, options)
-        return Process(self._session, self.id, told, inner)
+        return Process(self._session, self.id, told, inner, output)
 
     async def _run(self, command: str | list[str], options: ExecuteOptions) -> ExecutionResult:
         told = shown(command)
+        output, options = self._tapped(told, options)
         async with self._noticing(), telling(self._session, self.id, told):
             self._session.tell("exec.started", self.id, {"command": told, "pid": None})
-            result = await self._provider.execute(self.id, command, options)
+            output.begin(None)
+            try:
+                result = await self._provider.execute(self.id, command, options)
+            finally:
+                output.end()
         tell_end(self._session, self.id, told, None, result)
         return result
+
+    def _tapped(self, command: str, options: ExecuteOptions) -> tuple[Told, ExecuteOptions]:
+        """Who tells of its output, and the options with that; where a server tells of it nobody else does."""
+        output = Told(self._session, self.id, command)
+        return output, options if self._session.told else replace(options, on_output=output.add)
 
     async def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> Any:
         """Open a terminal of `cols` by `rows` characters: for `runra-sandbox`, the SDK's (`send`, `read`, `resize`)."""

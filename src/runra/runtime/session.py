@@ -94,6 +94,10 @@ class Session:
 
             self.redactor.add(*secret_values(env), *secrets)
 
+    def output_asked(self) -> bool:
+        """Whether anybody wants to hear what commands print."""
+        return self.bus.asked("exec.streamed")
+
     # --- events told by the provider's server --------------------------------------------------------------------
 
     def follow(self, sandbox_id: str, *, from_start: bool) -> None:
@@ -111,7 +115,13 @@ class Session:
         """As the bus's `on`; what nobody listened to so far is followed from now on."""
         off = self.bus.on(pattern, handler)
         self._follow_unheard()
-        return off
+        self._ask()
+
+        def leave() -> None:
+            off()
+            self._ask()
+
+        return leave
 
     def listen(self, sink: Sink) -> Callable[[], None]:
         """As the bus's `attach`; what nobody listened to so far is followed from now on."""
@@ -123,6 +133,14 @@ class Session:
         for sandbox_id, run in self._unheard.items():
             self._following[sandbox_id] = _Follower(self, sandbox_id, False, run)
         self._unheard.clear()
+
+    def types(self) -> list[str]:
+        """What a server is asked for."""
+        return ["*", "exec.streamed"] if self.output_asked() else ["*"]
+
+    def _ask(self) -> None:
+        for follower in self._following.values():
+            follower.ask(self.types())
 
     async def ready(self, sandbox_id: str) -> None:
         """Wait until what the caller does next is sure to be heard of."""
@@ -152,9 +170,24 @@ class _Follower:
         self._session = session
         self._sandbox_id = sandbox_id
         self._run = run
+        #: The last event that was published; empty for the beginning, None for now.
+        self._after: str | None = "" if from_start else None
+        self._types = session.types()
+        self._started = not from_start
+        self._begin()
+
+    def _begin(self) -> None:
         #: Set once nothing can be missed any more; from the start on, once the start itself has been told.
         self._connected = asyncio.Event()
-        self._task = asyncio.create_task(self._follow(from_start), name=f"runra-follow {sandbox_id}")
+        self._task = asyncio.create_task(self._follow(), name=f"runra-follow {self._sandbox_id}")
+
+    def ask(self, types: list[str]) -> None:
+        """Ask for these types from now on. Nothing that is kept is missed, nor comes twice."""
+        if types != self._types:
+            self._types = types
+            if not self._task.done():
+                self._task.cancel()
+                self._begin()
 
     async def ready(self) -> None:
         if not self._connected.is_set() and self._task is not asyncio.current_task():
@@ -172,20 +205,24 @@ class _Follower:
         self._task.cancel()
         await self.over(1.0)
 
-    async def _follow(self, from_start: bool) -> None:
+    async def _follow(self) -> None:
         # The stream belongs to no run; what the server does by itself (timers) goes to the one that began to follow.
         current_run.set(None)
         run, publish = self._run, self._session.bus.publish
-        connected = (lambda: None) if from_start else self._connected.set
-        told = self._session.provider.events(self._sandbox_id, from_start=from_start, connected=connected)
+        connected = self._connected.set if self._started else (lambda: None)
+        told = self._session.provider.events(
+            self._sandbox_id, after=self._after, types=self._types, connected=connected
+        )
         try:
             async with aclosing(cast(Any, told)) as events:
                 async for event in events:
                     missing = {} if event.run_id else {"run_id": run.id}
                     if not event.trace_id:
                         missing["trace_id"] = run.trace_id
+                    self._after = event.id
                     publish(event.model_copy(update=missing) if missing else event)
                     if event.type == "sandbox.started":
+                        self._started = True
                         self._connected.set()
                     elif event.type == "sandbox.terminated":
                         self._session.owned.pop(self._sandbox_id, None)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from runra.errors import RunraError
-from runra.events import Event, Subscription
+from runra.events import BY_NAME, Event, Subscription
 from runra.runtime.controls import RunControls
 from runra.runtime.session import Session
 from runra.runtime.types import AgentResult
@@ -34,7 +34,7 @@ class RunStream:
         self._session = session
         self._controls = controls
         self._start = start
-        self._events = Subscription(lambda event: event.run_id == run.id, _WAITING)
+        self._events = Subscription(lambda event: event.run_id == run.id and event.type not in BY_NAME, _WAITING)
         self._task: asyncio.Task[AgentResult] | None = None
         self._detach: Callable[[], None] = lambda: None
 

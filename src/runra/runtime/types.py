@@ -44,6 +44,8 @@ class ExecuteOptions:
     user: str | None = None
     on_stdout: Callable[[str], Any] | None = None
     on_stderr: Callable[[str], Any] | None = None
+    #: Called at once with each piece of output as it came; what `exec.streamed` is made of.
+    on_output: Callable[[OutputChunk], None] | None = None
 
 
 class ProcessHandle(Protocol):

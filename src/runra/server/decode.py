@@ -1,24 +1,13 @@
-"""Bytes of a command's output as the JSON events carry them: text where they are UTF-8, base64 where not."""
+"""A command's output as the stream of its output and its JSON answer carry it."""
 
 from __future__ import annotations
 
-import base64
 from typing import Any, Literal, NamedTuple
 
 from runra.node.agent.types import Output
+from runra.utf8 import as_fields, incomplete_tail
 
 Stream = Literal["stdout", "stderr"]
-
-
-def incomplete_tail(data: bytes) -> int:
-    """How many bytes at the end of `data` begin a UTF-8 character that is not finished there (0 to 3)."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        need = 2 if 0xC2 <= byte <= 0xDF else 3 if 0xE0 <= byte <= 0xEF else 4 if 0xF0 <= byte <= 0xF4 else 1
-        return back if need > back else 0
-    return 0
 
 
 class Piece(NamedTuple):
@@ -61,11 +50,7 @@ class OutputDecoder:
         return [self._piece(stream, offset, data) for stream, (offset, data) in held.items()]
 
     def _piece(self, stream: Stream, offset: int, data: bytes) -> Piece:
-        try:
-            fields: dict[str, Any] = {"data": data.decode(), "offset": offset}
-        except UnicodeDecodeError:
-            fields = {"data": base64.b64encode(data).decode(), "offset": offset, "encoding": "base64"}
-        return Piece(stream, fields, self.resume)
+        return Piece(stream, as_fields(data, offset), self.resume)
 
 
 class Collected:

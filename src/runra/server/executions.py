@@ -51,9 +51,11 @@ class Executions:
     # --- running ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _held(self, sandbox: Sandbox, link: AgentLink, process: AgentProcess) -> AsyncIterator[Followed]:
-        """The process as one that listeners find; let go at the end, alive or not."""
-        followed = Followed(link, process)
+    async def _held(
+        self, sandbox: Sandbox, link: AgentLink, process: AgentProcess, tale: Tale | None = None
+    ) -> AsyncIterator[Followed]:
+        """The process as one that listeners find, and the tale of it; let go at the end, alive or not."""
+        followed = Followed(link, process, tale.witness() if tale is not None else None)
         place = sandbox.id, process.pid
         self._followed[place] = followed
         try:
@@ -115,7 +117,7 @@ class Executions:
                 raise await lost(sandbox, error) from error
             # A process that runs already has somebody who tells of it; one that outlived a server was adopted.
             tale = Tale(self.teller, sandbox, process, command, ours=not process.reused)
-            async with self._held(sandbox, link, process) as followed:
+            async with self._held(sandbox, link, process, tale) as followed:
                 tale.start()
                 feeder = None
                 if stdin is not None and not process.reused:
@@ -291,11 +293,12 @@ class Executions:
             with _reported(claimed), _reported(found, again=True):
                 async with sandbox.use() as link:
                     process = await link.attach(status.pid)
-                    async with self._held(sandbox, link, process) as followed:
+                    tale = Tale(self.teller, sandbox, process, status.command[:TOLD], ours=True)
+                    async with self._held(sandbox, link, process, tale) as followed:
                         found.set_result(followed)
                         if claimed is not None:
                             claimed.set_result(followed)
-                        await followed.drive(Tale(self.teller, sandbox, process, status.command[:TOLD], ours=True).end)
+                        await followed.drive(tale.end)
         finally:
             if claimed is not None:
                 del self._tagged[sandbox.id, status.tag]

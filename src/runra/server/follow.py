@@ -119,9 +119,11 @@ class Stream(Listener):
 class Followed:
     """A process whose output this server reads. Its owner awaits `drive`; anybody may listen meanwhile."""
 
-    def __init__(self, link: AgentLink, process: AgentProcess) -> None:
+    def __init__(self, link: AgentLink, process: AgentProcess, witness: Listener | None = None) -> None:
         self.pid = process.pid
         self.process = process
+        #: Hears everything, and counts as nobody: it never makes the reader wait, nor go back.
+        self._witness = witness
         #: No listener hears any more of it: follow the process anew.
         self.done = False
         self._link = link
@@ -175,6 +177,8 @@ class Followed:
             self.done = True
             if self._rewind:
                 self._stdin.release()
+            if self._witness is not None:
+                self._witness.end(how)
             for listener in self._listeners:
                 listener.end(how)
         return how
@@ -189,6 +193,8 @@ class Followed:
                             break
                         # First of all: who comes while another listener is waited for has missed this piece.
                         self._at = output.offset + len(output.data)
+                        if self._witness is not None:
+                            await self._witness.offer(output)
                         for listener in tuple(self._listeners):
                             await listener.offer(output)
                         if self._at >= _FIRST_BYTES and not self._heard.is_set():

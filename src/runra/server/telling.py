@@ -8,10 +8,11 @@ from typing import Any, Final
 from runra.contract import ExecutionResult
 from runra.errors import RunraError
 from runra.events import EventLog, EventType
-from runra.node.agent.types import Exit
-from runra.server.follow import Ended
+from runra.node.agent.types import Exit, Output
+from runra.server.follow import Ended, Listener
 from runra.server.measure import Measures
 from runra.server.nodeport import AgentProcess, Sandbox
+from runra.streamed import Streamed
 
 #: How much of a command an event carries.
 TOLD: Final = 1000
@@ -29,6 +30,13 @@ class Teller:
 
     def publish(self, type: EventType, sandbox: Sandbox, data: dict[str, Any]) -> None:
         self._events.publish(type, sandbox.id, data, organization_id=sandbox.organization_id)
+
+    def output_asked(self) -> bool:
+        return self._events.asked("exec.streamed")
+
+    def output(self, sandbox: Sandbox, data: dict[str, Any]) -> None:
+        """Not kept: it would push everything else out of the log."""
+        self._events.publish("exec.streamed", sandbox.id, data, organization_id=sandbox.organization_id, kept=False)
 
     def failed(self, sandbox: Sandbox, told: str, error: RunraError, pid: int | None = None) -> None:
         self.measures.executions["error"] += 1
@@ -54,12 +62,22 @@ class Tale:
         self._command = command
         self._ours = ours
         self._oom_before = sandbox.oom_kills()
+        self._streamed = Streamed(self._output, home.output_asked) if ours else None
+
+    def witness(self) -> Listener | None:
+        """Who hears the output and tells of it; None for a retry."""
+        return _Witness(self._streamed) if self._streamed is not None else None
+
+    def _output(self, data: dict[str, Any]) -> None:
+        self._home.output(self._sandbox, {"command": self._command, "pid": self._pid, **data})
 
     def start(self) -> None:
         if self._ours:
             self._home.publish("exec.started", self._sandbox, {"command": self._command, "pid": self._pid})
 
     def end(self, exit: Exit) -> Ended:
+        if self._streamed is not None:
+            self._streamed.end()  # before its end is told
         oom = self._home.was_oom(self._sandbox.id, self._pid)
         if self._ours and not exit.timed_out and (exit.signal == "SIGKILL" or exit.code == 137):
             oom = self._sandbox.oom_kills() > self._oom_before
@@ -87,3 +105,20 @@ class Tale:
     def fail(self, error: RunraError) -> None:
         if self._ours:
             self._home.failed(self._sandbox, self._command, error, self._pid)
+
+
+class _Witness(Listener):
+    """Tells of a command's output as it passes. Once for all listeners, however often the reader goes back."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        super().__init__()
+        self._streamed = streamed
+
+    async def offer(self, output: Output) -> None:
+        fresh = self.fresh(output)
+        if fresh is not None:
+            self.position = fresh.offset + len(fresh.data)
+            self._streamed.add(fresh.stream, fresh.data, fresh.offset)
+
+    def end(self, how: Ended | RunraError) -> None:
+        self._streamed.end()

@@ -47,7 +47,7 @@ class Route:
 
     def wants(self, type: EventType) -> bool:
         """By its type alone; the rest is `passes`."""
-        return self.filter.types is None or any(matches(pattern, type) for pattern in self.filter.types)
+        return any(matches(pattern, type) for pattern in self.filter.types or ("*",))
 
     def passes(self, event: Event) -> bool:
         """By level and condition. An exception of the condition is the caller's to handle."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from runra.events import Event
+from runra.events import BY_NAME, Event
 from runra.runtime.exporters.delivery import Route, Stats
 from runra.runtime.exporters.lane import Lane, log
 from runra.runtime.exporters.redaction import Redactor
@@ -57,6 +57,11 @@ class Pipeline:
             return
         for lane in wanting:
             lane.offer(clean, size)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """What the exporters' filters ask for of the types that have to be named."""
+        return frozenset(type for type in BY_NAME if any(lane.wants(type) for lane in self._lanes))
 
     @property
     def stats(self) -> dict[str, Stats]:

@@ -101,9 +101,12 @@ class BaseProvider(ABC):
         """Keep its files as they are now (`snapshots`)."""
         raise self._lacking("snapshots")
 
-    def events(self, id: str, *, from_start: bool, connected: Callable[[], None]) -> AsyncIterator[Event]:
-        """What happens in a sandbox, from its creation or from now on, until it is terminated (`events`). `connected`
-        is called once nothing can be missed any more."""
+    def events(
+        self, id: str, *, after: str | None, types: Sequence[str], connected: Callable[[], None]
+    ) -> AsyncIterator[Event]:
+        """What happens in a sandbox until it is terminated (`events`): after the event with the id `after`, all there
+        is when that is empty, from now on when it is None. `types` are patterns, as `runra.events.matches` reads them.
+        `connected` is called once nothing can be missed any more."""
         raise self._lacking("events")
 
     def _lacking(self, ability: Ability) -> RunraError:

@@ -198,7 +198,7 @@ class E2BProvider(BaseProvider):
         chosen = options or ExecuteOptions()
         async with self._call("starting a process", id):
             attached = await self._attach(id, command, chosen, stdin=True)
-            running = Running(attached, chosen.timeout_ms, lambda: self._background.discard(running))
+            running = Running(attached, chosen, lambda: self._background.discard(running))
             self._background.add(running)
             if chosen.stdin is not None:
                 await running.send_stdin(chosen.stdin.encode() if isinstance(chosen.stdin, str) else chosen.stdin)

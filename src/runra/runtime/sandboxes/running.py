@@ -72,14 +72,18 @@ async def finish(attached: Attached, options: ExecuteOptions) -> ExecutionResult
     """Run a command to its end, feeding stdin and calling back with lines. At its deadline, and when the caller is
     cancelled, it is killed."""
     timeout_ms = DEFAULT_MS if options.timeout_ms is None else options.timeout_ms
-    began = time.monotonic()
+    began, offset = time.monotonic(), 0
     kept, lines = Kept(), _Callbacks(options)
     feeding = asyncio.create_task(_feed(attached, options.stdin))
     try:
         try:
             async with asyncio.timeout(timeout_ms / 1000) as limit:
                 while (piece := await attached.read()) is not None:
-                    kept.add(OutputChunk(piece[0], piece[1], 0))
+                    chunk = OutputChunk(*piece, offset)
+                    offset += len(chunk.data)
+                    kept.add(chunk)
+                    if options.on_output is not None:
+                        options.on_output(chunk)
                     await lines.feed(*piece)
                 await lines.end()
                 code, signal = await attached.exit()
@@ -143,10 +147,12 @@ class Running:
     reads `output`, that reader sets the pace and misses nothing."""
 
     def __init__(
-        self, attached: Attached, timeout_ms: int | None = None, ended: Callable[[], None] = lambda: None
+        self, attached: Attached, options: ExecuteOptions | None = None, ended: Callable[[], None] = lambda: None
     ) -> None:
+        chosen = options or ExecuteOptions()
         self._attached = attached
-        self._timeout_ms = timeout_ms
+        self._timeout_ms = chosen.timeout_ms
+        self._tap = chosen.on_output
         self._ended = ended
         self._began = time.monotonic()
         self._kept = Kept()
@@ -187,6 +193,8 @@ class Running:
         chunk = OutputChunk(stream, data, self._offset)
         self._offset += len(data)
         self._kept.add(chunk)
+        if self._tap is not None:
+            self._tap(chunk)
         async with self._changed:
             await self._changed.wait_for(lambda: not self._reading or self._unread_bytes < UNREAD_BYTES)
             self._unread.append(chunk)

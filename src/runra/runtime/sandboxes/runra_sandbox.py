@@ -180,8 +180,10 @@ class RunraSandboxProvider(BaseProvider):
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    async def events(self, id: str, *, from_start: bool, connected: Callable[[], None]) -> AsyncIterator[Event]:
-        stream = (await self._at(id)).events(after=_FROM_START if from_start else None)
+    async def events(
+        self, id: str, *, after: str | None, types: Sequence[str], connected: Callable[[], None]
+    ) -> AsyncIterator[Event]:
+        stream = (await self._at(id)).events(after=_FROM_START if after == "" else after, types=types)
         opening = asyncio.create_task(_tell(stream, connected))
         try:
             async with stream, aclosing(cast(Any, stream.__aiter__())) as events:

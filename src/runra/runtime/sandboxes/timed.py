@@ -195,7 +195,7 @@ class TimedProvider(BaseProvider):
             self._lifetimes.release(life)
             self._background.discard(running)
 
-        running = Running(attached, options.timeout_ms, ended)
+        running = Running(attached, options, ended)
         self._background.add(running)
         if options.stdin is not None:
             await running.send_stdin(options.stdin.encode() if isinstance(options.stdin, str) else options.stdin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from runra.sdk._async.images import AsyncImages
     from runra.sdk._async.kept import AsyncSnapshots, AsyncVolumes
     from runra.sdk._async.sandboxes import AsyncSandboxes
+    from runra.sdk.gaps import GapHandler
 
 
 class AsyncRunra:
@@ -106,11 +108,16 @@ class AsyncRunra:
         answer = await self._api.call("GET", "/health", public=True)
         return parsed(Health, answer.json("GET /health"), "GET /health")
 
-    def events(self, *, after: str | None = None) -> AsyncEventStream:
-        """Every event of this key's organization from now on, or after the id `after`; see `AsyncEventStream`."""
+    def events(
+        self, *, after: str | None = None, types: Sequence[str] | None = None, on_gap: GapHandler | None = None
+    ) -> AsyncEventStream:
+        """Every event of this key's organization from now on, or after the id `after`; see `AsyncEventStream`.
+
+        `types`: only such, as `exec.completed` or `sandbox.*`; `exec.streamed`, what commands print, has to be named.
+        """
         from runra.sdk._async.events import AsyncEventStream
 
-        return AsyncEventStream(self._api, "/events", after=after)
+        return AsyncEventStream(self._api, "/events", after=after, types=types, on_gap=on_gap)
 
     async def close(self) -> None:
         """Free every connection and stop what follows events. Sandboxes live on."""

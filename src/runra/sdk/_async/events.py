@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 from runra.errors import RunraError
-from runra.events import Event, now_iso
+from runra.events import Event, check_pattern, now_iso
 from runra.sdk._async.api import AsyncApi
 from runra.sdk.concurrency_async import AsyncSignal, AsyncWorker, call_back
 from runra.sdk.failures import Failure
+from runra.sdk.gaps import EventGap, GapHandler, read_gap
 from runra.sdk.lifecycle import (
     ErrorEvent,
     Handler,
@@ -38,16 +39,27 @@ class AsyncEventStream:
     """Events as they come. Iterate it; `close()` ends that from anywhere.
 
     A broken connection is opened again, with waits that double up to 5 s, and the events missed meanwhile come
-    first, as far back as the server keeps them (10,000). Raises RunraError when the server refuses: UNAUTHORIZED,
+    first, as far back as the server keeps them (10,000, none across its restart). Where some are missing `on_gap` is
+    called with an `EventGap`; without one it is logged. Raises RunraError when the server refuses: UNAUTHORIZED,
     SANDBOX_NOT_FOUND and the like.
     """
 
-    def __init__(self, api: AsyncApi, path: str, *, after: str | None = None) -> None:
+    def __init__(
+        self,
+        api: AsyncApi,
+        path: str,
+        *,
+        after: str | None = None,
+        types: Sequence[str] | None = None,
+        on_gap: GapHandler | None = None,
+    ) -> None:
         #: Set while a connection is open.
         self.connected = AsyncSignal()
         self._api = api
         self._path = path
         self._last = after
+        self._params = {"types": ",".join(check_pattern(one) for one in types)} if types else {}
+        self._on_gap = on_gap
         self._incoming: AsyncIncoming | None = None
         self._stop = AsyncSignal()
 
@@ -63,7 +75,7 @@ class AsyncEventStream:
             while not self._stop.is_set():
                 try:
                     headers = {"Last-Event-ID": self._last} if self._last else {}
-                    async with self._api.stream("GET", self._path, headers=headers) as incoming:
+                    async with self._api.stream("GET", self._path, params=self._params, headers=headers) as incoming:
                         self._incoming = incoming
                         self.connected.set()
                         parser = EventParser()
@@ -72,6 +84,7 @@ class AsyncEventStream:
                             for raw in parser.feed(piece):
                                 event = read_event(raw)
                                 if event is None:
+                                    await self._missed(read_gap(raw))
                                     continue
                                 self._last = raw.id or event.id
                                 yield event
@@ -89,6 +102,17 @@ class AsyncEventStream:
                 attempt += 1
         finally:
             self._api.release(self)
+
+    async def _missed(self, gap: EventGap | None) -> None:
+        if gap is None:
+            return
+        if self._on_gap is None:
+            _log.warning("%s: %s", self._path, gap)
+            return
+        try:
+            await call_back(self._on_gap, gap)
+        except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the events go on
+            _log.exception("%s: the handler of gaps failed", self._path)
 
     def closing(self) -> bool:
         """Whether `close` was called."""
@@ -134,7 +158,8 @@ class AsyncListener:
             self._announcers.append(AsyncWorker(f"runra-started-{self._sandbox_id}", announce))
         if self._worker is None or not self._worker.running():
             self._over.clear()
-            self._stream = AsyncEventStream(self._api, sandbox_path(self._sandbox_id, "events"))
+            path = sandbox_path(self._sandbox_id, "events")
+            self._stream = AsyncEventStream(self._api, path, types=["sandbox.*"])
             self._worker = AsyncWorker(f"runra-events-{self._sandbox_id}", self._follow)
             self._api.hold(self)
 

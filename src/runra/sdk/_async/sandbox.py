@@ -32,6 +32,7 @@ from runra.sdk._async.files import AsyncFiles
 from runra.sdk._async.processes import AsyncProcess, AsyncProcesses
 from runra.sdk._async.terminal import AsyncTerminal, open_terminal
 from runra.sdk.fields import SandboxFields
+from runra.sdk.gaps import GapHandler
 from runra.sdk.lifecycle import Handler, LifecycleName
 from runra.sdk.types import EgressOptions, ExecOptions, RawPage, SecretOptions, checked, merged, parsed
 from runra.sdk.wire import sandbox_path
@@ -279,9 +280,12 @@ class AsyncSandbox(SandboxFields):
         """
         return self._listener.add(event, handler, self.started_at)
 
-    def events(self, *, after: str | None = None) -> AsyncEventStream:
-        """Every event of this sandbox from now on, or after the id `after`."""
-        return AsyncEventStream(self._api, sandbox_path(self.id, "events"), after=after)
+    def events(
+        self, *, after: str | None = None, types: Sequence[str] | None = None, on_gap: GapHandler | None = None
+    ) -> AsyncEventStream:
+        """Every event of this sandbox from now on, or after the id `after`; `types` as in `Runra.events`."""
+        path = sandbox_path(self.id, "events")
+        return AsyncEventStream(self._api, path, after=after, types=types, on_gap=on_gap)
 
     async def close(self) -> None:
         """Stop following its events. The sandbox lives on; `terminate()` ends it."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from runra.sdk._sync.images import Images
     from runra.sdk._sync.kept import Snapshots, Volumes
     from runra.sdk._sync.sandboxes import Sandboxes
+    from runra.sdk.gaps import GapHandler
 
 
 class Runra:
@@ -108,11 +110,16 @@ class Runra:
         answer = self._api.call("GET", "/health", public=True)
         return parsed(Health, answer.json("GET /health"), "GET /health")
 
-    def events(self, *, after: str | None = None) -> EventStream:
-        """Every event of this key's organization from now on, or after the id `after`; see `EventStream`."""
+    def events(
+        self, *, after: str | None = None, types: Sequence[str] | None = None, on_gap: GapHandler | None = None
+    ) -> EventStream:
+        """Every event of this key's organization from now on, or after the id `after`; see `EventStream`.
+
+        `types`: only such, as `exec.completed` or `sandbox.*`; `exec.streamed`, what commands print, has to be named.
+        """
         from runra.sdk._sync.events import EventStream
 
-        return EventStream(self._api, "/events", after=after)
+        return EventStream(self._api, "/events", after=after, types=types, on_gap=on_gap)
 
     def close(self) -> None:
         """Free every connection and stop what follows events. Sandboxes live on."""

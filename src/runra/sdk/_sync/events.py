@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Self
 
 from runra.errors import RunraError
-from runra.events import Event, now_iso
+from runra.events import Event, check_pattern, now_iso
 from runra.sdk._sync.api import Api
 from runra.sdk.concurrency_sync import Signal, Worker, call_back
 from runra.sdk.failures import Failure
+from runra.sdk.gaps import EventGap, GapHandler, read_gap
 from runra.sdk.lifecycle import (
     ErrorEvent,
     Handler,
@@ -40,16 +41,27 @@ class EventStream:
     """Events as they come. Iterate it; `close()` ends that from anywhere.
 
     A broken connection is opened again, with waits that double up to 5 s, and the events missed meanwhile come
-    first, as far back as the server keeps them (10,000). Raises RunraError when the server refuses: UNAUTHORIZED,
+    first, as far back as the server keeps them (10,000, none across its restart). Where some are missing `on_gap` is
+    called with an `EventGap`; without one it is logged. Raises RunraError when the server refuses: UNAUTHORIZED,
     SANDBOX_NOT_FOUND and the like.
     """
 
-    def __init__(self, api: Api, path: str, *, after: str | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        *,
+        after: str | None = None,
+        types: Sequence[str] | None = None,
+        on_gap: GapHandler | None = None,
+    ) -> None:
         #: Set while a connection is open.
         self.connected = Signal()
         self._api = api
         self._path = path
         self._last = after
+        self._params = {"types": ",".join(check_pattern(one) for one in types)} if types else {}
+        self._on_gap = on_gap
         self._incoming: Incoming | None = None
         self._stop = Signal()
 
@@ -64,7 +76,7 @@ class EventStream:
             while not self._stop.is_set():
                 try:
                     headers = {"Last-Event-ID": self._last} if self._last else {}
-                    with self._api.stream("GET", self._path, headers=headers) as incoming:
+                    with self._api.stream("GET", self._path, params=self._params, headers=headers) as incoming:
                         self._incoming = incoming
                         self.connected.set()
                         parser = EventParser()
@@ -73,6 +85,7 @@ class EventStream:
                             for raw in parser.feed(piece):
                                 event = read_event(raw)
                                 if event is None:
+                                    self._missed(read_gap(raw))
                                     continue
                                 self._last = raw.id or event.id
                                 yield event
@@ -90,6 +103,17 @@ class EventStream:
                 attempt += 1
         finally:
             self._api.release(self)
+
+    def _missed(self, gap: EventGap | None) -> None:
+        if gap is None:
+            return
+        if self._on_gap is None:
+            _log.warning("%s: %s", self._path, gap)
+            return
+        try:
+            call_back(self._on_gap, gap)
+        except Exception:  # noqa: BLE001 - the caller's code: logged whole, and the events go on
+            _log.exception("%s: the handler of gaps failed", self._path)
 
     def closing(self) -> bool:
         """Whether `close` was called."""
@@ -135,7 +159,8 @@ class Listener:
             self._announcers.append(Worker(f"runra-started-{self._sandbox_id}", announce))
         if self._worker is None or not self._worker.running():
             self._over.clear()
-            self._stream = EventStream(self._api, sandbox_path(self._sandbox_id, "events"))
+            path = sandbox_path(self._sandbox_id, "events")
+            self._stream = EventStream(self._api, path, types=["sandbox.*"])
             self._worker = Worker(f"runra-events-{self._sandbox_id}", self._follow)
             self._api.hold(self)
 

@@ -34,6 +34,7 @@ from runra.sdk._sync.files import Files
 from runra.sdk._sync.processes import Process, Processes
 from runra.sdk._sync.terminal import Terminal, open_terminal
 from runra.sdk.fields import SandboxFields
+from runra.sdk.gaps import GapHandler
 from runra.sdk.lifecycle import Handler, LifecycleName
 from runra.sdk.types import EgressOptions, ExecOptions, RawPage, SecretOptions, checked, merged, parsed
 from runra.sdk.wire import sandbox_path
@@ -281,9 +282,12 @@ class Sandbox(SandboxFields):
         """
         return self._listener.add(event, handler, self.started_at)
 
-    def events(self, *, after: str | None = None) -> EventStream:
-        """Every event of this sandbox from now on, or after the id `after`."""
-        return EventStream(self._api, sandbox_path(self.id, "events"), after=after)
+    def events(
+        self, *, after: str | None = None, types: Sequence[str] | None = None, on_gap: GapHandler | None = None
+    ) -> EventStream:
+        """Every event of this sandbox from now on, or after the id `after`; `types` as in `Runra.events`."""
+        path = sandbox_path(self.id, "events")
+        return EventStream(self._api, path, after=after, types=types, on_gap=on_gap)
 
     def close(self) -> None:
         """Stop following its events. The sandbox lives on; `terminate()` ends it."""

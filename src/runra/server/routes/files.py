@@ -27,6 +27,8 @@ routes: Final = Routes("files")
 
 _BYTES: Final = "application/octet-stream"
 _TAR: Final = "application/x-tar"
+#: What a path that leads nowhere is refused with.
+_ABSENT: Final = ("not_found", "not_a_directory")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -74,7 +76,9 @@ async def _files(call: Caller, operation: str, path: str) -> AsyncIterator[tuple
             yield link.files, sandbox.config.workdir
     except RunraError as error:
         found = await lost(sandbox, error)
-        _tell(call, sandbox, "file.error", path, operation=operation, code=found.code)
+        # Asking whether something is there is no failure when it is not.
+        if operation != "stat" or found.details.get("reason") not in _ABSENT:
+            _tell(call, sandbox, "file.error", path, operation=operation, code=found.code)
         raise found from error
 
 
