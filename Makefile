@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.native
-C_FILES := $(wildcard guest/*.c guest/*.h guest/preload/*.c launcher/*.c launcher/*.h)
+C_FILES := $(wildcard guest/*.c guest/*.h guest/preload/*.c guest/relay/*.c guest/relay/*.h launcher/*.c launcher/*.h)
 
 # The first Python on the PATH that is new enough; PYTHON=… overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -55,7 +55,7 @@ lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/python scripts/generate_providers.py --check
 	$(BIN)/python scripts/generate_events.py --check
 
-native: ## compile the agent and the launcher again
+native: ## compile the agent, the launcher and the relay again
 	$(BIN)/python build_native.py
 	@touch $(NATIVE)
 
@@ -73,9 +73,10 @@ bench: install ## every benchmark of benchmarks/, some minutes
 	$(BIN)/python benchmarks/snapshots.py
 	$(BIN)/python benchmarks/exporters.py
 	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/forward.py
 
 clean: ## what building and testing left; not .venv
-	rm -rf build dist src/runra/node/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
+	rm -rf build dist src/runra/node/bin src/runra/runtime/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f $(NATIVE)
 
@@ -89,7 +90,7 @@ $(STAMP): pyproject.toml
 # The installation above compiles as well: then there is nothing newer than its mark.
 $(NATIVE): $(STAMP) $(C_FILES) build_native.py
 	@if [ ! -e $@ ] || [ -n "$$(find guest launcher build_native.py -newer $@)" ]; then \
-	    echo "Compiling the agent and the launcher"; $(BIN)/python build_native.py && touch $@; \
+	    echo "Compiling the agent, the launcher and the relay"; $(BIN)/python build_native.py && touch $@; \
 	fi
 
 # What pip cannot bring: Python's venv module, a C compiler, the C library's headers and static library. On Debian and

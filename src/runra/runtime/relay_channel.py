@@ -1,0 +1,206 @@
+"""The runtime's end of a relay: reads what it says, numbers what it is told, and sees that it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from runra.errors import RunraError
+from runra.runtime.relay_connection import Connection
+from runra.runtime.relay_lines import CONNECTIONS, Line, Parser, say, strange
+from runra.sdk.output import OutputChunk
+
+#: A sign of life goes to the relay this often, and comes back; without one for so long the relay is lost. It ends by
+#: itself after 45 s without anything from here.
+PING_S: Final = 10.0
+SILENCE_S: Final = 45.0
+#: How long one write to the relay's stdin may take, and for how long it is tried again where it broke, in seconds.
+SEND_S: Final = 30.0
+_AGAIN_S: Final = 0.2
+#: Lines that wait to be sent: with more, connections read nothing.
+_WAITING_BYTES: Final = 256 << 10
+#: The relay is told how much has arrived each time so much has.
+_HEARD_BYTES: Final = 128 << 10
+_ERRORS_BYTES: Final = 2 << 10
+
+
+class Carrier(Protocol):
+    """What a channel needs of a process in the background."""
+
+    def output(self) -> AsyncIterator[OutputChunk]: ...
+
+    async def send_stdin(self, data: bytes) -> None: ...
+
+
+class Channel:
+    """Speaks with one relay."""
+
+    def __init__(self, carrier: Carrier, target: Path) -> None:
+        #: The port inside, once the relay has said it.
+        self.port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._carrier = carrier
+        self._target = str(target)
+        self._parser = Parser()
+        self._open: dict[int, Connection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_id = 0
+        self._offset: int | None = None
+        self._arrived = 0
+        self._told = 0
+        self._heard_at = time.monotonic()
+        self._errors = b""
+        self._lines: deque[bytes] = deque()
+        self._waiting = 0
+        self._seq = 0
+        self._some = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def run(self) -> None:
+        """Carry until it cannot go on, and raise why (RunraError). Cancelled, it ends every connection first."""
+        works = [asyncio.create_task(work) for work in (self._read(), self._write(), self._watch())]
+        try:
+            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            for work in done:
+                work.result()
+        finally:
+            self._room.set()
+            rest = {*works, *self._tasks}
+            for task in rest:
+                task.cancel()
+            await asyncio.wait(rest)
+
+    async def quit(self) -> None:
+        """Tell the relay to end, once `run` has been cancelled. Raises what sending raises."""
+        # What was being sent may have arrived or not, and in part. The relay ends in either case: at this line, or
+        # because lines before it are missing.
+        self._lines.append(say("q"))
+        await self._send(self._numbered())
+
+    # --- what the relay says --------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        async with aclosing(cast(Any, self._carrier.output())) as chunks:
+            async for chunk in chunks:
+                self._whole(chunk)
+                self._heard_at = time.monotonic()
+                if chunk.stream == "stderr":
+                    self._errors = (self._errors + chunk.data)[-_ERRORS_BYTES:]
+                    continue
+                self._arrived += len(chunk.data)
+                for line in self._parser.feed(chunk.data):
+                    self._take(line)
+                if self._arrived - self._told >= _HEARD_BYTES:
+                    self._told = self._arrived
+                    self._put(say("a", 0, self._arrived))
+        raise self._ended()
+
+    def _whole(self, chunk: OutputChunk) -> None:
+        """See that no output is missing: a provider keeps only so much for a reader that was cut off."""
+        if self._offset is not None and chunk.offset > self._offset:
+            raise RunraError(
+                "NETWORK_ERROR",
+                "output of the relay in the sandbox was lost while its provider could not be reached",
+                details={"reason": "relay_gap", "sent": True},
+                retryable=False,
+            )
+        self._offset = chunk.offset + len(chunk.data)
+
+    def _take(self, line: Line) -> None:
+        if line.op == "!":
+            if not self.port.done():
+                self.port.set_result(line.number)
+        elif line.op == "o":
+            if line.id <= self._last_id or len(self._open) >= CONNECTIONS:
+                raise strange("a connection that cannot be", line)
+            self._last_id = line.id
+            opened = Connection(line.id, self._target, self._say, self._over)
+            self._open[line.id] = opened
+            self._tasks.add(opened.task)
+            opened.task.add_done_callback(self._tasks.discard)
+        elif line.id > self._last_id:
+            raise strange("a connection that was never opened", line)
+        elif (known := self._open.get(line.id)) is not None:  # else it has ended here, which the relay did not know yet
+            known.take(line)
+
+    def _over(self, id: int) -> None:
+        self._open.pop(id, None)
+
+    def _ended(self) -> RunraError:
+        said = self._errors.decode(errors="replace").strip()
+        return RunraError(
+            "INTERNAL_ERROR",
+            "the relay in the sandbox has ended, " + (f"and said: {said}" if said else "or something inside killed it"),
+            details={"reason": "relay_ended", "stderr": said},
+            retryable=False,
+        )
+
+    # --- what it is told ------------------------------------------------------------------------------------------
+
+    def _put(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._waiting += len(line)
+        if self._waiting > _WAITING_BYTES:
+            self._room.clear()
+        self._some.set()
+
+    async def _say(self, line: bytes) -> None:
+        self._put(line)
+        await self._room.wait()
+
+    async def _write(self) -> None:
+        """Send what there is to say. While one write is under way, the lines for the next gather."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            batch = self._numbered()
+            self._waiting = 0
+            self._room.set()
+            await self._send(batch)
+
+    def _numbered(self) -> bytes:
+        first = self._seq + 1
+        self._seq += len(self._lines)
+        lines = b"".join(b"%d%b" % (seq, line) for seq, line in enumerate(self._lines, first))
+        self._lines.clear()
+        return lines
+
+    async def _send(self, lines: bytes) -> None:
+        """Write lines to the relay. Where the connection broke they are sent again: the relay knows them by number, and
+        an empty line ends one that was torn."""
+        until = time.monotonic() + SEND_S
+        while True:
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await self._carrier.send_stdin(lines)
+                return
+            except TimeoutError:
+                raise _silent(f"does not read: a write of {len(lines)} bytes took more than {SEND_S:.0f} s") from None
+            except RunraError as error:
+                # After a timeout the first attempt may still be on its way, and would mix with the second.
+                broken = error.code == "NETWORK_ERROR" and error.details.get("reason") in ("connect", "closed")
+                if not broken or time.monotonic() > until:
+                    raise
+            lines = lines if lines.startswith(b"\n") else b"\n" + lines
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(PING_S)
+            if time.monotonic() - self._heard_at > SILENCE_S:
+                raise _silent(f"has said nothing for {SILENCE_S:.0f} s")
+            self._put(say("p"))
+
+
+def _silent(how: str) -> RunraError:
+    return RunraError(
+        "NETWORK_ERROR",
+        f"the relay in the sandbox {how}; the sandbox may be paused, or too busy",
+        details={"reason": "relay_silent", "sent": True},
+        retryable=False,
+    )
