@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from runra.runtime.forward import forwarded
 from runra.runtime.gateway import Gateway, GatewayServer, RunLimits
 from runra.runtime.gateway.runs import Totals
 
 if TYPE_CHECKING:
+    from runra.errors import RunraError
     from runra.runtime.llms import Target
     from runra.runtime.run import AgentRun
 
@@ -29,7 +31,7 @@ class Door:
     target: Target
     totals: Totals
     #: Ends when the way from the sandbox is lost, with the reason; None where there is no such way.
-    lost: asyncio.Future[str] | None = None
+    lost: asyncio.Future[RunraError] | None = None
 
 
 class ModelAccess:
@@ -53,8 +55,6 @@ class ModelAccess:
             stack.push_async_callback(gateway.revoke, run.run.id)
             door = Door(server.url, admitted.token, target, gateway.totals(run.run.id))
             if socket is not None:
-                from runra.runtime.forward import forwarded  # type: ignore[import-not-found]
-
                 forward = await stack.enter_async_context(forwarded(run.sandbox, socket))
                 door.url, door.lost = forward.url, forward.lost
             yield door

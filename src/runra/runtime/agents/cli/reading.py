@@ -89,7 +89,7 @@ async def read(
     *,
     silence_s: float,
     stopped: asyncio.Event,
-    lost: asyncio.Future[str] | None,
+    lost: asyncio.Future[RunraError] | None,
 ) -> Reading:
     """Read a process to its end, telling its events. It is ended when it says nothing for `silence_s`, lives on after
     its last event, is `stopped`, or its way to the model is `lost`. Cancelled, it is ended as well."""
@@ -123,7 +123,7 @@ async def read(
                 reading.ended = "stopped"
                 break
             if lost is not None and lost.done() and not reader.done():
-                reading.ended, reading.why = "lost", lost.result()
+                reading.ended, reading.why = "lost", lost.result().message
                 break
         if reading.ended == "itself":
             reader.result()  # raises what broke the stream
