@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fuzz the parsers of hostile input for SECONDS in all (default 20): the agent's frames and archives by libFuzzer, the
-# server's frames by atheris or Hypothesis. Exit code 1 when one of them failed; what made it fail is left in FUZZ_DIR.
+# Fuzz the parsers of hostile input for SECONDS in all (default 20): the agent's frames and archives and the relay's lines
+# by libFuzzer, the server's frames by atheris or Hypothesis. Exit code 1 when one of them failed; what made it fail is left in FUZZ_DIR.
 #   fuzz/run.sh [SECONDS]      PYTHON=python3  FUZZ_DIR=build/fuzz  CLANG=clang
 set -eu
 cd "$(dirname "$0")/.."
-each=$(( ${1:-20} / 3 ))
+each=$(( ${1:-20} / 4 ))
 [ "$each" -ge 1 ] || each=1
 dir=${FUZZ_DIR:-build/fuzz}
 python=${PYTHON:-.venv/bin/python}
@@ -35,8 +35,9 @@ libfuzzer() { # NAME SOURCE…
 if [ -n "$clang" ]; then
     libfuzzer frames fuzz/fuzz_frames.c guest/frames.c
     libfuzzer tar fuzz/fuzz_tar.c
+    libfuzzer relay fuzz/fuzz_relay.c guest/relay/lines.c
 else
-    echo "frames, tar: skipped, no clang here: apt-get install clang libclang-rt-dev"
+    echo "frames, tar, relay: skipped, no clang here: apt-get install clang libclang-rt-dev"
 fi
 if "$python" fuzz/fuzz_link.py "$each" "$dir/link" >"$dir/link.log" 2>&1; then
     echo "link: $(grep -Eo 'Done [0-9]* runs|[0-9]+ inputs' "$dir/link.log" | tail -1)"

@@ -1,4 +1,4 @@
-"""Write a small seed corpus: `seeds.py FOLDER` makes FOLDER/frames, FOLDER/tar and FOLDER/link."""
+"""Write a small seed corpus: `seeds.py FOLDER` makes FOLDER/frames, FOLDER/tar, FOLDER/relay and FOLDER/link."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from runra.node.agent.frames import Ask, Field, Tell, pack, pack_credit, pack_fields, pack_output
+from runra.runtime.relay_lines import say
 
 
 def asks() -> list[bytes]:
@@ -70,8 +71,20 @@ def archives() -> list[bytes]:
     return [*made, gzip.compress(made[0])[:512], made[1][:1536] + bytes(1024)]
 
 
+def relay_lines() -> list[bytes]:
+    lines = [
+        say("d", 1, b"hello"),
+        say("d", 7, b"he"),
+        say("c", 12, 65536),
+        say("a", 0, 1 << 40),
+        say("e", 3),
+        say("q"),
+    ]
+    return [b"%d%b" % (seq, line[:-1]) for seq, line in enumerate(lines, 1)]
+
+
 def main() -> None:
-    for name, seeds in (("frames", asks()), ("tar", archives()), ("link", tells())):
+    for name, seeds in (("frames", asks()), ("tar", archives()), ("relay", relay_lines()), ("link", tells())):
         folder = Path(sys.argv[1], name)
         folder.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds):

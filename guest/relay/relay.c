@@ -28,7 +28,9 @@
 #define OUT_BYTES (256u * 1024)    /* lines that stdout has not taken yet */
 #define RESERVED (48u * 1024)      /* of those, for everything but data */
 #define UNHEARD (640u * 1024)      /* output the runtime has not said it has: less than any provider keeps for it */
+#ifndef SILENCE_S
 #define SILENCE_S 45
+#endif
 #define LINE_SMALL 64u
 
 struct connection {

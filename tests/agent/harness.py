@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[2]
 SANITIZED = os.environ.get("RUNRA_AGENT_SANITIZE") == "1"
 
 
-def compile_agent(folder: Path) -> Path:
-    """The agent, with the build's own flags; under RUNRA_AGENT_SANITIZE=1 with ASan and UBSan. Once for all workers."""
-    target = folder / ("runra-agent-sanitized" if SANITIZED else "runra-agent")
+def compile_agent(folder: Path, program: str = "runra-agent", source: str = "guest", *more: str) -> Path:
+    """The agent, or another program, with the build's own flags and `more`; under RUNRA_AGENT_SANITIZE=1 with ASan and
+    UBSan. Once for all workers."""
+    target = folder / (f"{program}-sanitized" if SANITIZED else program)
     with open(folder / "compile.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
@@ -33,9 +34,9 @@ def compile_agent(folder: Path) -> Path:
         if SANITIZED:
             flags = [f for f in flags if f != "-static" and "FORTIFY" not in f and f != "-O2"]
             flags += ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-        sources = sorted(map(str, (ROOT / "guest").glob("*.c")))
+        sources = sorted(map(str, (ROOT / source).glob("*.c")))
         compiler = os.environ.get("CC", "cc")
-        subprocess.run([compiler, *flags, "-o", f"{target}.new", *sources], check=True)
+        subprocess.run([compiler, *flags, *more, "-o", f"{target}.new", *sources], check=True)
         Path(f"{target}.new").rename(target)
     return target
 

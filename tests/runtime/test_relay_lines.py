@@ -1,0 +1,197 @@
+"""What a hostile relay may say: one strict parser, and a channel that ends itself and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runra.errors import RunraError
+from runra.runtime.relay_channel import Channel
+from runra.runtime.relay_lines import DATA_MAX, LINE_MAX, WINDOW, Line, Parser, say
+from runra.sdk.output import OutputChunk
+
+HELLO = b"runra-relay 1 4000\n"
+
+
+def read(*pieces: bytes) -> list[Line]:
+    parser = Parser()
+    return [line for piece in (HELLO, *pieces) for line in parser.feed(piece)][1:]
+
+
+def test_what_a_relay_says() -> None:
+    said = b"o 1 \nd 1 aGk=\nc 1 65536\ne 1 \nr 1 \np 0 \n"
+    expected = [Line("o", 1), Line("d", 1, b"hi"), Line("c", 1, number=65536), Line("e", 1), Line("r", 1), Line("p")]
+    assert read(said) == expected
+    assert read(*(said[at : at + 1] for at in range(len(said)))) == expected
+    assert say("d", 3, b"hi") == b" d 3 aGk=;\n"
+    assert say("c", 3, 9) == b" c 3 9;\n"
+    assert say("p") == b" p 0 ;\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b"d 1 !!!!", b"d 1 aGk", b"d 1 aG k=", b"d 1 aGk=\r", b"d 1 ", b"d 0 aGk=", b"d 01 aGk=", b"d -1 aGk="),
+        *(
+            b"o 1",
+            b"o  1 ",
+            b"o 1 x",
+            b"o 0 ",
+            b"c 1 0",
+            b"c 1 -5",
+            b"c 1 1e3",
+            b"c 1 ",
+            b"p 1 ",
+            b"q 0 ",
+            b"a 0 1",
+            b"",
+        ),
+        *("o １ ".encode(), b"\xff\xfe", b"o 1 \0", b"o 9999999999999999 ", HELLO.strip(), b"x" * LINE_MAX * 2),
+        b"d 1 " + base64.b64encode(bytes(DATA_MAX + 1)),
+    ],
+)
+def test_anything_else_is_refused(said: bytes) -> None:
+    with pytest.raises(RunraError) as caught:
+        read(said + b"\n")
+    assert (caught.value.code, caught.value.details["reason"]) == ("INTERNAL_ERROR", "relay")
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    "first", [b"runra-relay 2 4000\n", b"runra-relay 1 0\n", b"runra-relay 1 65536\n", b"o 1 \n", b"\n"]
+)
+def test_another_greeting_is_refused(first: bytes) -> None:
+    with pytest.raises(RunraError, match="greeting"):
+        list(Parser().feed(first))
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    with pytest.raises(RunraError, match="without an end"):
+        read(*[b"x" * 1000] * 1000)
+
+
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=40), st.from_regex(rb"[oderc] [0-9]{1,3} [A-Za-z0-9+/=]{0,8}\n", fullmatch=True))
+    )
+)
+def test_any_bytes_are_lines_or_refused(pieces: list[bytes]) -> None:
+    try:
+        lines = read(*pieces)
+    except RunraError:
+        return
+    # What was accepted is what was said, and nothing but it.
+    again = b"".join(
+        b"%b %d %b\n"
+        % (line.op.encode(), line.id, b"%d" % line.number if line.op == "c" else base64.b64encode(line.data))
+        for line in lines
+    )
+    assert b"".join(pieces).startswith(again)
+    assert b"\n" not in b"".join(pieces)[len(again) :]
+
+
+class Fake:
+    """A process that says what it is told to, then nothing; what it hears is kept."""
+
+    def __init__(self, *said: bytes, stderr: bytes = b"", end: bool = False) -> None:
+        self.heard = b""
+        self._said, self._stderr, self._end = said, stderr, end
+
+    async def output(self) -> AsyncIterator[OutputChunk]:
+        offset = 0
+        for piece in (HELLO, *self._said):
+            yield OutputChunk("stdout", piece, offset)
+            offset += len(piece)
+        if self._stderr:
+            yield OutputChunk("stderr", self._stderr, offset)
+        if not self._end:
+            await asyncio.Event().wait()
+
+    async def send_stdin(self, data: bytes) -> None:
+        self.heard += data
+
+
+def data(id: int, size: int) -> bytes:
+    return b"d %d %b\n" % (id, base64.b64encode(bytes(size)))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([b"\x00\xffgarbage" * 100_000], "without an end"),
+        ([b"hello\n"], "no line"),
+        ([b"o 2 \no 2 \n"], "cannot be"),
+        ([b"o 2 \no 1 \n"], "cannot be"),
+        ([b"d 1 aGk=\n"], "never opened"),
+        ([b"o 1 \ne 1 \ne 1 \n"], "second end"),
+        ([b"o 1 \ne 1 \nd 1 aGk=\n"], "more data"),
+        ([b"o 1 \n", *[data(1, DATA_MAX)] * (WINDOW // DATA_MAX + 1)], "more data"),
+        ([b"o 1 \nc 1 1\n"], "more credit"),
+        ([b"".join(b"o %d \n" % n for n in range(1, 258))], "cannot be"),
+    ],
+)
+async def test_a_relay_that_breaks_the_rules_ends_its_forward_and_no_more(said: list[bytes], why: str) -> None:
+    others = asyncio.all_tasks()
+    channel = Channel(Fake(*said), Path("/nonexistent/socket"))
+    async with asyncio.timeout(20):
+        with pytest.raises(RunraError, match=why):
+            await channel.run()
+    assert asyncio.all_tasks() == others
+
+
+async def test_its_end_and_its_last_words_are_told() -> None:
+    channel = Channel(
+        Fake(stderr=b"accepting a connection: out of luck\n" * 1000, end=True), Path("/nonexistent/socket")
+    )
+    async with asyncio.timeout(20):
+        with pytest.raises(RunraError, match="out of luck") as caught:
+            await channel.run()
+    assert channel.port.result() == 4000
+    assert len(caught.value.message) < 3000
+
+
+async def test_missing_output_is_noticed() -> None:
+    class Forgetful(Fake):
+        async def output(self) -> AsyncIterator[OutputChunk]:
+            yield OutputChunk("stdout", HELLO, 0)
+            yield OutputChunk("stdout", b"o 1 \n", 9000)
+
+    async with asyncio.timeout(20):
+        with pytest.raises(RunraError, match="was lost"):
+            await Channel(Forgetful(), Path("/nonexistent/socket")).run()
+
+
+async def test_a_write_that_broke_is_said_again_after_an_empty_line() -> None:
+    class Shaky(Fake):
+        broken = 2
+
+        async def send_stdin(self, data: bytes) -> None:
+            if self.broken:
+                self.broken -= 1
+                raise RunraError("NETWORK_ERROR", "broken", details={"reason": "closed", "sent": True})
+            await super().send_stdin(data)
+
+    fake = Shaky(b"o 1 \n")
+    work = asyncio.create_task(Channel(fake, Path("/nonexistent/socket")).run())
+    async with asyncio.timeout(20):
+        while not fake.heard:
+            await asyncio.sleep(0.01)
+    assert fake.heard == b"\n1 r 1 ;\n"
+    work.cancel()
+    await asyncio.wait({work})
+
+
+async def test_a_write_that_is_refused_ends_it() -> None:
+    class Closed(Fake):
+        async def send_stdin(self, data: bytes) -> None:
+            raise RunraError("INVALID_STATE", "the command's stdin is closed", details={"reason": "stdin_closed"})
+
+    async with asyncio.timeout(20):
+        with pytest.raises(RunraError, match="stdin is closed"):
+            await Channel(Closed(b"o 1 \n"), Path("/nonexistent/socket")).run()
