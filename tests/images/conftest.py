@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runra.cli.images import _sources
 from runra.contract import Credentials, ImageInfo
 from runra.errors import RunraError
 from runra.node.images.pull import Wanted
@@ -26,6 +30,29 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]
         pytest.skip("no static busybox: apt-get install busybox-static")
     with real_registry(tmp_path_factory.mktemp("registry")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def debian_root(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A tar of Debian's bash, coreutils, Python and pip as their packages have them, from this machine's sources. Made
+    once for all workers of a run."""
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("no mmdebstrap: apt-get install mmdebstrap")
+    release = Path("/etc/os-release").read_text().splitlines()
+    if "ID=debian" not in release:
+        pytest.skip("this machine is no Debian, and its package sources have none")
+    suite = next(line.partition("=")[2] for line in release if line.startswith("VERSION_CODENAME="))
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent
+    made = folder / "debian-root.tar"
+    with (folder / "debian-root.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            fresh = made.with_suffix(".new.tar")
+            words = ["--variant=extract", "--include=bash,coreutils,python3,python3-pip", suite, str(fresh)]
+            subprocess.run(["mmdebstrap", "--quiet", *words, *_sources(suite)], check=True, timeout=110)
+            fresh.rename(made)
+    return made
 
 
 @pytest.fixture

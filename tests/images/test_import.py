@@ -57,6 +57,21 @@ async def test_every_form_of_archive(host: Host) -> None:
     assert host.node.images.listed("org_other") == []
 
 
+async def test_a_layer_that_docker_saved_as_a_link(host: Host) -> None:
+    """A layer that two images have is a link to the other's, and comes first where its name does."""
+    tar = busybox().add("from", b"link").bytes()
+    listed = [{"Config": "c.json", "RepoTags": ["linked:1"], "Layers": ["0/layer.tar"]}]
+    config = {
+        "architecture": oci.ARCHITECTURE,
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [oci.digest(tar)]},
+    }
+    archive = Layer().link("0/layer.tar", "../1/layer.tar").link("2/layer.tar", "../3/none").add("1/layer.tar", tar)
+    archive.add("c.json", json.dumps(config).encode()).add("manifest.json", json.dumps(listed).encode())
+    await put(host, archive.bytes())
+    assert (await host.run(await host.create(image="linked:1"), "cat /from"))[0] == "link"
+
+
 async def test_what_skopeo_writes(registry: RealRegistry, host: Host, tmp_path: Path) -> None:
     """The real `docker save` form, and a real OCI archive."""
     needs("skopeo", "skopeo")

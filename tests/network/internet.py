@@ -67,6 +67,8 @@ class Internet:
     def __init__(self, folder: Path) -> None:
         self.seen: list[Seen] = []
         self.rebound: dict[str, list[list[str]]] = {}
+        #: Contents by path, the same at every address.
+        self.files: dict[str, bytes] = {}
         self.ca = folder / "ca.pem"
         self._folder = folder
         self._certificates()
@@ -187,6 +189,9 @@ class Internet:
         at, port = request.transport.get_extra_info("sockname")[:2]
         seen = Seen("http", at, port, f"{request.method} {request.raw_path}", {"headers": dict(request.headers)})
         self.seen.append(seen)
+        if request.path in self.files:
+            kind = "text/html" if request.path.endswith("/") else "application/octet-stream"
+            return web.Response(body=self.files[request.path], content_type=kind)
         if request.path == "/sse":
             stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await stream.prepare(request)

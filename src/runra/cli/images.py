@@ -336,7 +336,7 @@ def _bar(name: str, as_json: bool) -> Iterator[Callable[[ImageProgress], None]]:
             nonlocal told
             if as_json:
                 show_line(asdict(progress))
-            elif progress.layers_done != told:
+            elif progress.layers and progress.layers_done != told:  # before that the registry is only being asked
                 told = progress.layers_done
                 say(f"{name}: {told} of {progress.layers} layers, {size(progress.done_bytes)}")
 

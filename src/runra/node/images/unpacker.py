@@ -133,6 +133,7 @@ class Tree:
         self._plain = plain
         self._unseen = _LOOK_EVERY
         self._times: dict[str, int] = {}
+        self._links: dict[str, str] = {}
         self.counts = {"implied": 0, "entries": 0, "bytes": 0, "devices": 0, "attributes": 0, "ids": 0}
 
     def add(self, entry: tarfile.TarInfo, data: Bounded) -> None:
@@ -228,12 +229,17 @@ class Tree:
             self._clear(path)
             self._write(path, entry, data)
         elif entry.issym() or entry.islnk():
-            # Older `docker save` writes a layer that comes twice as a link to the first.
+            # Older `docker save` writes a layer that comes twice as a link to the other, which may come later.
             start = path.rpartition("/")[0] if entry.issym() else ""
-            source = os.path.normpath(f"{start}/{entry.linkname}" if entry.linkname[:1] != "/" else entry.linkname)
-            if stat.S_ISREG(os.lstat(source).st_mode):
-                self._clear(path)
-                os.link(source, path)
+            to = f"{start}/{entry.linkname}" if entry.linkname[:1] != "/" else entry.linkname
+            self._links[path] = os.path.normpath(to)
+
+    def _follow_links(self) -> None:
+        """What a link of an archive's leads to is there, or whoever reads it says that it is not."""
+        for path, source in self._links.items():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if stat.S_ISREG(os.lstat(source).st_mode) and not os.path.lexists(path):
+                    os.link(source, path)
 
     def _clear(self, path: str) -> bool:
         """Make room for an entry. Whether a whiteout was there: what lies below it in other layers stays hidden."""
@@ -334,6 +340,7 @@ class Tree:
             self.counts["attributes"] += not taken
 
     def finish(self) -> None:
+        self._follow_links()
         for path, moment in self._times.items():
             if os.path.isdir(path) and not os.path.islink(path):
                 os.utime(path, (moment, moment), follow_symlinks=False)
