@@ -27,6 +27,7 @@ class Bash(Input):
     servers and other lasting programs in the background, with their output in a file."""
 
     command: Text = Field(min_length=1, max_length=100_000, description="What to run.")
+    description: Text | None = Field(None, max_length=1000, description="What for, in a few words.")
     timeout_ms: int = Field(120_000, ge=1, le=_MAX_MS, description="After so many ms it is killed.")
 
 
