@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from runra.errors import RunraError
+from runra.runtime.agents.options import LOOP_ABILITIES, Ability
 
 if TYPE_CHECKING:
     from runra.runtime.run import AgentRun
@@ -29,6 +30,14 @@ class CustomAgent:
         #: What was said before there was an agent to say it to.
         self._early: list[str] = []
         self._stopped = False
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Those of the loop, until another agent is chosen."""
+        if self._inner is None:
+            return LOOP_ABILITIES
+        found: frozenset[Ability] = getattr(self._inner, "abilities", frozenset())
+        return found
 
     @property
     def tracks_files(self) -> bool:

@@ -17,7 +17,7 @@ from runra.runtime.agents.hands import SandboxTools, Tool, ToolFailed, ToolOutpu
 from runra.runtime.agents.hands.tool import MAX_OUTPUT
 from runra.runtime.agents.loop.conversation import Conversation, window_of
 from runra.runtime.agents.loop.metered import Metered
-from runra.runtime.agents.options import Ability, AgentOptions, ToolName, checked_options
+from runra.runtime.agents.options import LOOP_ABILITIES, AgentOptions, ToolName, checked_options
 from runra.runtime.agents.results import failed, spent
 from runra.runtime.agents.transcripts.types import AgentEvent, answered, called, said
 from runra.runtime.llms import types as llm
@@ -29,9 +29,6 @@ from runra.runtime.types import AgentResult
 if TYPE_CHECKING:
     from runra.runtime.run import AgentRun
 
-ABILITIES: Final[frozenset[Ability]] = frozenset(
-    {"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "prompt", "system_prompt"}
-)
 #: How many calls of tools are at work at once.
 _AT_ONCE: Final = 8
 #: How many messages may wait for the next turn.
@@ -76,7 +73,7 @@ class LoopAgent:
     """One run of our tool loop: `initialize`, `start`, and meanwhile `send_message` and `stop`."""
 
     id = "custom"
-    abilities = ABILITIES
+    abilities = LOOP_ABILITIES
     tracks_files = True
 
     def __init__(self) -> None:
@@ -91,7 +88,7 @@ class LoopAgent:
         return self._options.workdir
 
     async def initialize(self, config: Mapping[str, Any]) -> None:
-        self._options = options = checked_options(LoopOptions, self.id, config, ABILITIES)
+        self._options = options = checked_options(LoopOptions, self.id, config, LOOP_ABILITIES)
         own_tools(options.tools)
         if options.permission_mode == "prompt" and not callable(options.on_permission):
             raise RunraError(
