@@ -30,6 +30,10 @@ MEANING: Final[Mapping[Ability, str]] = {
     "system_prompt": "a system prompt of yours",
     "host": "placement host: the agent on your machine, its hands in the sandbox",
 }
+#: Those of our own tool loop.
+LOOP_ABILITIES: Final[frozenset[Ability]] = frozenset(
+    {"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "prompt", "system_prompt"}
+)
 
 
 class AgentOptions(Request):
