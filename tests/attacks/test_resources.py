@@ -20,7 +20,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec, Exit
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, bubblewrap_only, start_host, stop_host, until
 
 #: Small limits, so that a test fills them quickly: 256 MB of memory, 300 MB of disk.
 SMALL = {"resources": {"cpu": 1, "memoryMb": 256, "diskMb": 300}}
@@ -88,6 +88,7 @@ time.sleep(60)
 """
 
 
+@bubblewrap_only("gVisor's memory is one: when it is gone the sandbox ends (attacks/test_gvisor.py has its bombs)")
 async def test_open_files_end_with_the_sandboxs_memory(small: Host) -> None:
     """800,000 files are asked for, of a sandbox with the memory of fewer: some of who asks is killed for it, the
     machine's table of open files is far from full, and the neighbour opens files as before, also as nobody."""
@@ -111,6 +112,7 @@ async def test_open_files_end_with_the_sandboxs_memory(small: Host) -> None:
     assert (await small.run(bomber, "echo alive"))[0] == "alive\n"
 
 
+@bubblewrap_only("it counts processes of the host, and gVisor needs many for one inside (attacks/test_gvisor.py has its bombs)")
 @pytest.mark.parametrize("bomb", list(BOMBS))
 async def test_a_bomb_stays_inside(small: Host, bomb: str) -> None:
     bomber, neighbour = await small.create(**SMALL), await small.create(**SMALL)
@@ -132,6 +134,7 @@ async def test_a_bomb_stays_inside(small: Host, bomb: str) -> None:
     assert output == "alive\n"
 
 
+@bubblewrap_only("a neighbour behind gVisor is slower than its bound of 100 ms (attacks/test_gvisor.py fills a disk as well)")
 async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
     if not small.node.enforced["disk"]:
         pytest.fail("no disk quota on this machine: apt-get install btrfs-progs")
@@ -161,6 +164,7 @@ async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
     assert output == "alive\n"
 
 
+@bubblewrap_only("a sync behind gVisor commits nothing on the host: space comes back with its next commit, within a minute")
 async def test_churn_does_not_outgrow_the_quota_on_the_host(tmp_path: Path) -> None:
     """Files made and deleted again and again: what the host gives for them comes back, while the sandbox lives."""
     host = await start_host(tmp_path / "data", trim_every=0.2)
