@@ -13,7 +13,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
-.PHONY: help install demo test attacks fuzz soak phoenix local-model lint native generate bench clean
+.PHONY: help install demo test attacks gvisor fuzz soak phoenix local-model lint native generate bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -32,6 +32,10 @@ test: install lint ## the linters, then all tests on real sandboxes; the agent a
 
 attacks: install ## only the attacks on the walls, and what came of each into docs/attacks.md
 	$(BIN)/python scripts/run_attacks.py -n $(WORKERS)
+
+gvisor: install ## every test of sandboxes with gVisor as their wall, and why the rest is of bubblewrap alone; some minutes
+	RUNRA_TEST_ISOLATION=gvisor $(BIN)/python -m pytest -rs -n $(WORKERS) tests/node tests/attacks tests/ingress tests/network \
+	    tests/server/test_real.py tests/server/test_kept.py tests/sdk/test_real.py tests/sdk/test_kept.py tests/sdk/test_volume.py
 
 fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
 	fuzz/run.sh $(FUZZ_SECONDS)

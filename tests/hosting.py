@@ -18,8 +18,15 @@ from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec, Exit
 
+#: The wall of every sandbox a test does not ask another one for: `make gvisor` runs all tests of sandboxes with gVisor.
+WALL = os.environ.get("RUNRA_TEST_ISOLATION", "bubblewrap")
 #: For a test of the `host` fixture's: once behind each wall.
 both_walls = pytest.mark.parametrize("host", ["bubblewrap", "gvisor"], indirect=True)
+
+
+def bubblewrap_only(reason: str) -> pytest.MarkDecorator:
+    """Mark a test of what only bubblewrap promises, or of how it is made. `make gvisor` tells the reasons."""
+    return pytest.mark.skipif(WALL != "bubblewrap", reason=f"of bubblewrap alone: {reason}")
 
 
 def need_wall(name: str) -> str:

@@ -26,7 +26,7 @@ from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec
 from runra.node.record import process_start
 from tests.attacks.test_walls import SYSCALL
-from tests.hosting import Host, both_walls, until
+from tests.hosting import Host, both_walls, bubblewrap_only, until
 
 #: Runs steps one by one and prints those that worked: `attempt("what", function)`.
 ATTEMPT = """
@@ -66,6 +66,7 @@ def host_state() -> dict[str, object]:
     return {"devices": devices, "switches": switches, "host name": os.uname().nodename}
 
 
+@bubblewrap_only("/dev is gVisor's own and a root inside may change it; it leads to nothing outside")
 async def test_devices_swapped_before_the_next_command(host: Host) -> None:
     """CVE-2025-31133, CVE-2026-41579: /dev/null made a link to a kernel switch, which the next start then opens."""
     before = host_state()
@@ -122,6 +123,7 @@ for path in ("/dev/pts/0", "/dev/pts/1", "/dev/ptmx"):
     assert fields[4] == "0", "process 1 has a controlling terminal"
 
 
+@bubblewrap_only("gVisor's terminals have no line disciplines to choose: another error")
 async def test_line_disciplines_cannot_be_chosen(host: Host) -> None:
     """TIOCSETD loads kernel modules by number for anybody (n_gsm, n_hdlc, slip…: CVE-2023-6546 and its kin)."""
     sandbox = await host.create()
@@ -157,6 +159,7 @@ for family in (socket.AF_INET, socket.AF_INET6):
     assert opened >= ordinary
 
 
+@bubblewrap_only("/proc is gVisor's own, and mounts inside change nothing outside")
 async def test_procfs_cannot_be_redirected(host: Host) -> None:
     """CVE-2025-52881: what the server writes to /proc/self/attr, it must never write to a place of the sandbox's."""
     before = host_state()
@@ -243,6 +246,7 @@ async def test_no_hostile_cwd_leads_out(host: Host, tmp_path: Path) -> None:
     assert started, "some of these are ordinary folders of the sandbox"
 
 
+@bubblewrap_only("gVisor keeps no attributes of files to attack with")
 async def test_capabilities_of_files_give_nothing_inside_and_outside(host: Host) -> None:
     """A program with all capabilities and set-id bits, written inside, run inside by nobody and outside by a user."""
     sandbox = await host.create()
@@ -305,6 +309,7 @@ os.kill(pid, 9)
     assert after == before
 
 
+@bubblewrap_only("a root inside can end process 1 (attacks/test_gvisor.py)")
 async def test_every_signal_to_process_1_and_to_all(host: Host) -> None:
     sandbox = await host.create()
     pid, born = sandbox.record.pid, sandbox.record.pid_started
@@ -340,6 +345,7 @@ print("done")
     assert process_start(pid) == born
 
 
+@bubblewrap_only("it looks at the states of processes on the host")
 async def test_everything_stopped_from_inside_can_still_be_ended(host: Host) -> None:
     """kill -STOP -1 stops the shims as well: a stop is no way to keep a command from being killed."""
     sandbox = await host.create()
@@ -427,6 +433,7 @@ attempt("link", lambda: os.stat("/proc/1/net/unix").st_size > 0 and {name!r} in 
         assert await attack(host, sandbox, program) == []
 
 
+@bubblewrap_only("/sys is gVisor's own and shows other files")
 async def test_cgroups_cannot_be_left(host: Host) -> None:
     """CVE-2022-0492 (release_agent), cgroupfs mounted or handed in, and a fork into another group."""
     sandbox = await host.create(resources={"cpu": 1, "memoryMb": 128})
@@ -528,6 +535,7 @@ for thread in threads: thread.join()
     assert output == "unharmed\n"
 
 
+@bubblewrap_only("/dev is gVisor's own: a file written there is no clock")
 async def test_the_clock_is_the_hosts(host: Host) -> None:
     sandbox = await host.create()
     offset = time.time() - time.monotonic()
@@ -581,6 +589,7 @@ print(os.listdir("/workspace"))
     assert host_state() == before
 
 
+@bubblewrap_only("gVisor says yes to huge and locked pages, and its memory is bounded as a whole")
 async def test_pinned_and_huge_memory_is_bounded(host: Host) -> None:
     """Locked pages cannot be reclaimed, and huge ones come out of a pool that no memory limit covers."""
     sandbox = await host.create(resources={"cpu": 1, "memoryMb": 128})

@@ -26,7 +26,7 @@ from runra.node import Sandbox
 from runra.node.agent.files import AgentFiles
 from runra.node.agent.types import AgentLost, ExecSpec
 from runra.sdk.unpack import Unpacker
-from tests.hosting import Host, both_walls, until
+from tests.hosting import Host, both_walls, bubblewrap_only, until
 
 SECRET = b"of the host alone"
 END = b"\0" * 1024
@@ -308,6 +308,7 @@ while True:
 """
 
 
+@both_walls
 @pytest.mark.parametrize("link", ["host", "keep"])
 async def test_folders_swapped_with_links_under_the_hosts_hands(host: Host, target: Target, link: str) -> None:
     """Whatever the race, the host stays as it is, and a deletion or an archive never goes through a link."""
@@ -366,6 +367,7 @@ async def test_an_unprivileged_user_gains_nothing_by_a_race(host: Host) -> None:
 # --- what is no ordinary file ---
 
 
+@bubblewrap_only("/proc/1 can be read inside; there is nothing in it but HOME")
 async def test_pipes_sockets_devices_and_endless_files(host: Host) -> None:
     program = """
 import os, socket
@@ -406,6 +408,7 @@ open("plain", "w").write("plain")
         await until(lambda: sandbox.cgroup.usage()["processes"] <= 3)
 
 
+@both_walls
 async def test_a_terabyte_of_nothing(host: Host) -> None:
     async with box(host, **SMALL) as (sandbox, files):
         await prepare(
@@ -479,6 +482,7 @@ HOSTILE = {
 }
 
 
+@both_walls
 async def test_hostile_archives(host: Host, target: Target) -> None:
     async with box(host) as (sandbox, files):
         await prepare(host, sandbox, "import os; open('victim', 'w').write('safe'); os.mkdir('in')")
@@ -502,6 +506,7 @@ async def test_hostile_archives(host: Host, target: Target) -> None:
         assert target.untouched()
 
 
+@both_walls
 async def test_archive_bombs_stop_at_the_quota(host: Host) -> None:
     """Content and names without end: the sandbox's disk is full then, and nobody else's; its API says so."""
     if not host.node.enforced["disk"]:
@@ -537,6 +542,7 @@ async def test_archive_bombs_stop_at_the_quota(host: Host) -> None:
         await files.write("/workspace/after", b"room again")
 
 
+@both_walls
 async def test_an_archive_of_what_changes_meanwhile(host: Host) -> None:
     """Files that grow, shrink, vanish and turn into something else: a whole archive, or an error that says so."""
     program = """
@@ -575,6 +581,7 @@ while True:
     assert whole > 2
 
 
+@both_walls
 async def test_what_comes_out_unpacks_without_leaving_its_folder(host: Host, target: Target, tmp_path: Path) -> None:
     program = f"""
 import os
@@ -623,6 +630,7 @@ async def test_hard_links_reach_nothing_below(host: Host) -> None:
     assert (program.stat().st_ino, program.stat().st_mtime_ns, program.read_bytes()) == before
 
 
+@both_walls
 async def test_three_thousand_levels(host: Host) -> None:
     program = "import os\nfor i in range(3000): os.mkdir('deep'); os.chdir('deep')\nopen('bottom', 'w').write('x')"
     async with box(host) as (sandbox, files):

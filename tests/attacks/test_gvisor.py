@@ -136,6 +136,7 @@ BOMBS = {
     "fork bomb": (":(){ :|:& };:; sleep 2", None),
     "threads": ("python3 -c 'import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(3,)).start()'", None),
     "tmpfs": ("head -c 1G /dev/zero > /dev/shm/fill; sleep 1", None),
+    "open files": ("for i in $(seq 50); do python3 -c 'x = []\nwhile True: x.append(open(\"/dev/null\"))' & done; wait", "oom"),
     "memory": ("python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'", "oom"),
 }  # fmt: skip
 

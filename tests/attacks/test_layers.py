@@ -20,7 +20,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node.images import unpacker
 from runra.node.images.unpack import _links, _needed
-from tests.hosting import Host, hosted, start_host, stop_host
+from tests.hosting import Host, bubblewrap_only, hosted, start_host, stop_host
 from tests.images import oci
 from tests.images.conftest import layer_folders, leftovers
 from tests.images.oci import Layer, busybox, image, oci_archive
@@ -138,6 +138,7 @@ async def test_mount_points_swapped_for_links(host: Host) -> None:
     assert not Path("/tmp", VICTIM).exists()
 
 
+@bubblewrap_only("its kernel does not show NoNewPrivs in /proc; the layer is the same")
 async def test_attributes_that_steer_an_overlay(host: Host) -> None:
     """`overlay.*` attributes would make a layer show other folders, or hide what lies below; capabilities stay inert."""
     capability = struct.pack("<IIIII", 0x02000001, 1 << 21, 0, 0, 0).decode("latin-1")

@@ -27,7 +27,9 @@ from runra.node.agent.files import AgentFiles
 from runra.node.agent.frames import HEADER, Field, Tell, pack, pack_fields
 from runra.node.agent.link import AgentLink
 from runra.node.agent.types import ExecSpec
-from tests.hosting import NOTHING, Host, until
+from tests.hosting import NOTHING, Host, bubblewrap_only, until
+
+pytestmark = bubblewrap_only("the liar takes the agent's place behind bubblewrap; the server that hears it is the same")
 
 #: Process 1 that plays a script, from the top for every connection. The script stands at the end of its own file.
 LIAR = r"""

@@ -20,7 +20,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.agent.types import ExecSpec, Exit
-from tests.hosting import NOTHING, Host, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, bubblewrap_only, start_host, stop_host, until
 
 #: Small limits, so that a test fills them quickly: 256 MB of memory, 300 MB of disk.
 SMALL = {"resources": {"cpu": 1, "memoryMb": 256, "diskMb": 300}}
@@ -66,10 +66,53 @@ BOMBS = {
     "output": "timeout 3 yes",
     "descriptors": "python3 -c 'import os\nwhile True: os.dup(0)' 2>/dev/null; sleep 1",
     "threads": "python3 -c 'import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()' 2>/dev/null; true",
+    "inodes of memory": "cd /dev/shm && python3 -c 'import os\nfor i in range(10**7): os.mknod(str(i))' 2>/dev/null; true",
     "zombies": "python3 -c 'import os, time\nfor i in range(150):\n  if not os.fork(): os._exit(0)\ntime.sleep(2)'",
 }
 
 
+#: Opens files in forty processes, which hold them, until there are no more to be had.
+OPEN_FILES = """
+import os, resource, time
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
+for _ in range(40):
+    if not os.fork():
+        try:
+            while True:
+                os.open("/dev/null", os.O_RDONLY)
+        except OSError:
+            time.sleep(60)
+os.wait()
+time.sleep(60)
+"""
+
+
+@bubblewrap_only("gVisor's memory is one: when it is gone the sandbox ends (attacks/test_gvisor.py has its bombs)")
+async def test_open_files_end_with_the_sandboxs_memory(small: Host) -> None:
+    """800,000 files are asked for, of a sandbox with the memory of fewer: some of who asks is killed for it, the
+    machine's table of open files is far from full, and the neighbour opens files as before, also as nobody."""
+    assert small.node.enforced["openFiles"]
+    bomber, neighbour = await small.create(resources={"cpu": 1, "memoryMb": 128, "diskMb": 300}), await small.create(**SMALL)
+    async with bomber.use() as agent:
+        await agent.files.write("/workspace/open.py", OPEN_FILES.encode())
+        process = await agent.exec(ExecSpec(argv=("python3", "/workspace/open.py"), env=bomber.env, timeout_ms=40_000))
+        measured, most, table = [], 0, Path("/proc/sys/fs/file-nr")
+        async with asyncio.timeout(50):
+            while not bomber.oom_kills():
+                measured += await latencies(small, neighbour, 0.1)
+                used, _, size = map(int, table.read_text().split())
+                most = max(most, used)
+            await agent.signal(process.pid, signal.SIGKILL)
+            await process.wait()
+        assert 100_000 < most < size / 10
+        assert statistics.median(measured) < 100, sorted(measured)[-5:]
+    said, _ = await small.run(neighbour, "setpriv --reuid 1000 --clear-groups python3 -c 'print(len([open(\"/\" + \"dev/null\") for _ in range(500)]))'")
+    assert said == "500\n"
+    assert (await small.run(bomber, "echo alive"))[0] == "alive\n"
+
+
+@bubblewrap_only("it counts processes of the host, and gVisor needs many for one inside (attacks/test_gvisor.py has its bombs)")
 @pytest.mark.parametrize("bomb", list(BOMBS))
 async def test_a_bomb_stays_inside(small: Host, bomb: str) -> None:
     bomber, neighbour = await small.create(**SMALL), await small.create(**SMALL)
@@ -91,6 +134,7 @@ async def test_a_bomb_stays_inside(small: Host, bomb: str) -> None:
     assert output == "alive\n"
 
 
+@bubblewrap_only("a neighbour behind gVisor is slower than its bound of 100 ms (attacks/test_gvisor.py fills a disk as well)")
 async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
     if not small.node.enforced["disk"]:
         pytest.fail("no disk quota on this machine: apt-get install btrfs-progs")
@@ -120,6 +164,7 @@ async def test_a_full_disk_is_the_sandboxs_own(small: Host) -> None:
     assert output == "alive\n"
 
 
+@bubblewrap_only("a sync behind gVisor commits nothing on the host: space comes back with its next commit, within a minute")
 async def test_churn_does_not_outgrow_the_quota_on_the_host(tmp_path: Path) -> None:
     """Files made and deleted again and again: what the host gives for them comes back, while the sandbox lives."""
     host = await start_host(tmp_path / "data", trim_every=0.2)
@@ -185,4 +230,5 @@ async def test_a_million_files_stop_at_the_quota(small: Host) -> None:
     command = f"cat > /tmp/a.py <<'END'\n{script}\nEND\npython3 /tmp/a.py"
     output = await beside(small, neighbour, small.run(bomber, command))
     assert "exceeded" in output or "No space" in output, output
+    assert 1000 < int(output.split()[0]) < (32 << 20) // 256, "each costs more than its name"
     assert (await bomber.metrics())["diskBytes"] < 64 << 20

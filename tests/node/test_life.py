@@ -13,7 +13,7 @@ import pytest
 from runra.contract import SandboxPatch
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
-from tests.hosting import NOTHING, Host, both_walls, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, both_walls, bubblewrap_only, start_host, stop_host, until
 
 
 @both_walls
@@ -52,6 +52,7 @@ async def test_root_inside_may_write_everywhere_and_nothing_reaches_the_host(hos
     assert other.strip() not in output
 
 
+@bubblewrap_only("it looks at processes on the host, which are gVisor's (attacks/test_gvisor.py looks at those)")
 async def test_inside_is_nobody_outside(host: Host) -> None:
     sandbox = await host.create()
     pid = sandbox.record.pid
@@ -115,6 +116,7 @@ async def test_each_transition_happens_once_under_concurrency(host: Host) -> Non
     assert all(outcome is None or outcome.code == "INVALID_STATE" for outcome in outcomes)  # type: ignore[union-attr]
 
 
+@both_walls
 async def test_a_caller_that_goes_away_leaves_no_transition_half_done(host: Host) -> None:
     sandbox = await host.create()
     for _ in range(5):
@@ -179,6 +181,7 @@ async def test_auto_resume(host: Host) -> None:
     assert sandbox.info().state == "running"
 
 
+@bubblewrap_only("gVisor's memory is one: when it is gone the sandbox ends (attacks/test_gvisor.py has its bombs)")
 async def test_memory_is_a_hard_limit_and_the_sandbox_lives_on(host: Host) -> None:
     sandbox = await host.create(resources={"memoryMb": 64})
     before = sandbox.oom_kills()
@@ -207,6 +210,7 @@ async def test_death_of_process_1_ends_the_sandbox(host: Host) -> None:
     assert sandbox.info().termination_reason == "error"
 
 
+@bubblewrap_only("it stops the process the node watches, the keeper of gVisor, and the agent goes on")
 async def test_a_stuck_agent_hurts_no_other_call(host: Host) -> None:
     stuck, fine = await host.create(), await host.create()
     os.kill(stuck.record.pid, signal.SIGSTOP)
@@ -231,6 +235,7 @@ async def test_a_dead_launcher_is_replaced(host: Host) -> None:
     assert output == "new\n"
 
 
+@bubblewrap_only("it breaks bubblewrap's start (node/test_gvisor_network.py breaks gVisor's)")
 async def test_a_start_that_fails_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     wall = host.node._isolations["bubblewrap"]
     monkeypatch.setattr(wall, "_agent", Path("/etc/hostname"))  # no program
@@ -304,6 +309,7 @@ async def test_a_clock_set_back_moves_no_deadline(host: Host, monkeypatch: pytes
     assert sandbox.info().termination_reason == "timeout"
 
 
+@bubblewrap_only("gVisor's memory is one: when it is gone the sandbox ends (attacks/test_gvisor.py has its bombs)")
 async def test_an_old_oom_is_not_blamed_for_a_later_end(host: Host) -> None:
     sandbox = await host.create(resources={"memoryMb": 64})
     await host.run(sandbox, "python3 -c 'x = bytearray(1 << 28)'")

@@ -10,7 +10,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node.agent.types import ExecSpec
 from runra.node.cgroups import Cgroup, Hierarchies, Limits
-from tests.hosting import hosted, need_wall, start_host
+from tests.hosting import bubblewrap_only, hosted, need_wall, start_host
 
 
 @pytest.mark.parametrize("wall", ["bubblewrap", "gvisor"])
@@ -67,6 +67,7 @@ async def test_the_stronger_wall_for_everyone(tmp_path: Path) -> None:
         assert caught.value.code == "INVALID_CONFIG"
 
 
+@bubblewrap_only("it expects bubblewrap as the default")
 async def test_a_wall_chosen_per_sandbox(tmp_path: Path) -> None:
     need_wall("gvisor")
     async with hosted(tmp_path / "data") as host:

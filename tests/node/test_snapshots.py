@@ -15,7 +15,7 @@ from runra.errors import RunraError
 from runra.ids import new_id
 from runra.node import Sandbox
 from runra.node.disk import PlainDisk
-from tests.hosting import NOTHING, Host, both_walls, need_wall, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, both_walls, bubblewrap_only, need_wall, start_host, stop_host, until
 
 #: Files of every kind, changes to those of the image, and what hides some of them.
 CHANGES = """
@@ -131,6 +131,7 @@ async def _moved(host: Host, sandbox: Sandbox, before: str) -> bool:
     return await output(host, sandbox, "wc -l < /workspace/log") != before
 
 
+@bubblewrap_only("a sandbox paused behind gVisor still holds what was written last, and is refused")
 async def test_states_in_which_it_can_be_taken(host: Host) -> None:
     source = await host.create()
     await output(host, source, "echo x > /workspace/f; mkfifo -m 640 /workspace/pipe")
@@ -225,6 +226,7 @@ async def test_links_in_a_snapshot_lead_nowhere_on_the_host(host: Host, tmp_path
     assert list((victim / "tmp").iterdir()) == []
 
 
+@both_walls
 async def test_limits_are_the_copys_own(host: Host) -> None:
     source = await host.create(resources={"diskMb": 64})
     await output(host, source, "head -c 50M /dev/urandom > /workspace/f")
@@ -236,6 +238,7 @@ async def test_limits_are_the_copys_own(host: Host) -> None:
     assert "quota" in await output(host, source, "head -c 50M /dev/urandom > /workspace/i")
 
 
+@both_walls
 async def test_forks_are_all_or_none(host: Host) -> None:
     source = await host.create(env={"A": "b"}, metadata={"k": "v"})
     await output(host, source, "echo x > /workspace/f; sleep 1000 & echo $!")
@@ -254,6 +257,7 @@ async def test_forks_are_all_or_none(host: Host) -> None:
     assert list((host.node.settings.sandboxes_dir / ".snapshots").iterdir()) == []
 
 
+@both_walls
 async def test_a_cancelled_fork_leaves_nothing(host: Host) -> None:
     source = await host.create()
     for delay in (0.0, 0.004, 0.01, 0.02, 0.05):

@@ -12,7 +12,7 @@ from runra.contract import VolumeCreate, VolumeMount
 from runra.contract.sandboxes import SandboxConfig
 from runra.errors import RunraError
 from runra.ids import new_id
-from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, both_walls, need_wall, start_host, stop_host, until
 
 ORGANIZATION = "org_test"
 
@@ -74,6 +74,7 @@ async def test_a_volume_outlives_its_sandboxes_and_its_server(tmp_path: Path) ->
     await until(lambda: host.left() == NOTHING)
 
 
+@both_walls
 async def test_one_writer_or_many_and_readers_always(host: Host) -> None:
     single, many = await volume(host, "single"), await volume(host, "many", access="many-writers")
     both = [{"name": "single", "path": "/single"}, {"name": "many", "path": "/many"}]
@@ -98,6 +99,7 @@ async def test_one_writer_or_many_and_readers_always(host: Host) -> None:
         host.node.volumes.delete(many)
 
 
+@both_walls
 async def test_its_size_holds_and_its_use_is_counted(host: Host) -> None:
     made = await volume(host, size_mb=32)
     assert (await host.node.volumes.info(made)).enforced == {"sizeMb": True}

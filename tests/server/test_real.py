@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runra.server.settings import ServerSettings
+from tests.hosting import WALL
 
 from .conftest import Running, sse, started
 
@@ -34,7 +35,7 @@ async def _end(run: Running) -> None:
 async def test_the_main_job(real: Running) -> None:
     client = real.client
     made = await client.sandbox(env={"WHO": "me"}, metadata={"job": "main"})
-    assert (made["state"], made["isolation"]) == ("running", "bubblewrap")
+    assert (made["state"], made["isolation"]) == ("running", WALL)
     box = f"/sandboxes/{made['id']}"
     done = await client.run(made["id"], "echo $WHO; pwd; python3 -c 'print(6*7)'; echo oops >&2; exit 3")
     assert (done["stdout"], done["stderr"], done["exitCode"]) == ("me\n/workspace\n42\n", "oops\n", 3)

@@ -71,7 +71,10 @@ def serve(
         str | None, typer.Option("--network-range", help="Sandboxes' own addresses. [default: a /20 of 10.192.0.0/11]")
     ] = None,
     bandwidth_mbit: Annotated[
-        int | None, typer.Option("--bandwidth-mbit", min=1, help="Most of one sandbox, each way. [default: no limit]")
+        int | None,
+        typer.Option(
+            "--bandwidth-mbit", min=1, help="Most of one sandbox, each way, previews apart. [default: no limit]"
+        ),
     ] = None,
     connections: Annotated[
         int | None, typer.Option("--connections", min=1, help="Most of one sandbox at once. [default: 1024]")
@@ -112,6 +115,7 @@ def serve(
         max_images_mb=max_images_mb,
         pull_timeout_s=pull_timeout,
         access_log=access_log,
+        preview_mbit=bandwidth_mbit,
         node={
             **node_policy(isolation, allow_isolation, require_isolation, allow_unenforced),
             **node_network(network, dns, open_range, network_range, bandwidth_mbit, connections),

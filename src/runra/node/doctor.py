@@ -21,7 +21,7 @@ from runra.contract import SandboxConfig
 from runra.errors import RunraError
 from runra.events import EventLog
 from runra.ids import new_id
-from runra.node import cgroups
+from runra.node import cgroups, open_files
 from runra.node.agent.types import ExecSpec
 from runra.node.disk import open_disk
 from runra.node.enforcement import CURES
@@ -48,8 +48,6 @@ _KERNEL_IDMAP_OVERLAY: Final = (5, 19)
 _PROBE_TIMEOUT: Final = 20.0
 #: Descriptors with which eight sandboxes can have all their connections.
 _ENOUGH_FILES: Final = 16_384
-#: What a process in a sandbox may open at first (the launcher's FILES_USUAL); it may raise that.
-_FILES_OF_ONE: Final = 65_536
 _TRIAL_TIMEOUT: Final = 90.0
 _AS_ROOT: Final = "run `runra serve` as root"
 _UNHELD: Final = "--allow-unenforced"
@@ -200,14 +198,17 @@ def _open_files() -> Finding:
 
 
 def _files_of_all() -> Finding:
-    """fs.file-max is everybody's: open files are bounded for each process of a sandbox, and by its memory."""
+    """Whether a sandbox's memory bounds its open files, or the machine's table of them (fs.file-max) may end before."""
     name = "open files of all"
-    most = int(Path("/proc/sys/fs/file-max").read_text())
-    usual = NodeSettings(Path()).max_pids * _FILES_OF_ONE
-    if most < usual:
-        meaning = f"{most:,} on this machine: one sandbox may open {usual:,} and leave none to who is not root"
-        return Finding(name, "limited", meaning, "sysctl -w fs.file-max=9223372036854775807")
-    return Finding(name, "ok", "more than a sandbox can open")
+    if open_files.beyond_memory():
+        return Finding(name, "ok", "a sandbox's memory bounds its open files")
+    if open_files.uncounted():
+        meaning = "the kernel was told to count none of its memory: one sandbox may open all the machine can"
+        return Finding(name, "limited", meaning, f"boot without cgroup.memory=nokmem ({_UNHELD} openFiles)")
+    if open_files.may_raise():
+        return Finding(name, "ok", "a sandbox's memory bounds its open files; a server raises fs.file-max for that")
+    meaning = f"{open_files.table():,} on this machine: one sandbox may open all of them ({_UNHELD} openFiles)"
+    return Finding(name, "limited", meaning, "sysctl -w fs.file-max=9223372036854775807")
 
 
 # --- what the kernel lets us do ---

@@ -16,8 +16,10 @@ CURES: Final[Mapping[str, str]] = {
     "cpu": "mount the cpu controller of cgroups where this server may write",
     "memory": "mount the memory controller of cgroups where this server may write",
     "pids": "mount the pids controller of cgroups where this server may write",
+    "openFiles": "sysctl -w fs.file-max=9223372036854775807, and limit memory (by cgroups that count kernel memory)",
     "disk": "apt-get install btrfs-progs, or put the data folder on btrfs",
 }
+#: Fields of a create that ask for them.
 _FIELDS: Final = {"cpu": "resources.cpu", "memory": "resources.memoryMb", "disk": "resources.diskMb"}
 
 

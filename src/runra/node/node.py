@@ -10,7 +10,7 @@ from pathlib import Path
 from runra.contract import SNAPSHOT_IMAGE, ImageInfo, SandboxConfig, SnapshotInfo, TerminationReason
 from runra.errors import RunraError, not_found
 from runra.events import EventLog, now_iso
-from runra.node import cgroups, keeping, starting
+from runra.node import cgroups, keeping, open_files, starting
 from runra.node.cgroups import Cgroup
 from runra.node.cleanup import CleanUp, quietly
 from runra.node.disk import Disk, PlainDisk, open_disk
@@ -46,6 +46,7 @@ class Node:
         self._launcher = Launcher()
         self._disk: Disk = PlainDisk(self._launcher)
         self._hierarchies = cgroups.Hierarchies()
+        self._files_are_memory = False
         self._isolations: dict[str, Isolation] = {}
         self._ids = IdRanges(settings.first_id, settings.id_ranges)
         self._starts = asyncio.Semaphore(settings.concurrent_starts)
@@ -61,17 +62,22 @@ class Node:
     def enforced(self) -> dict[str, bool]:
         """Of each limit, whether this machine holds it."""
         # What cannot be enforced of a network policy is refused.
-        return {**self._hierarchies.enforced, "disk": self._disk.enforced, "network": True}
+        held = self._hierarchies.enforced
+        files = held["memory"] and self._files_are_memory
+        return {**held, "openFiles": files, "disk": self._disk.enforced, "network": True}
 
     # --- start and stop ---
 
     async def start(self) -> None:
         """Prepare the data folder, adopt what lives, clean away what does not."""
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        may_go_unheld(self.settings.allow_unenforced)
+        may_go_unheld(self.settings.allow_unenforced)  # refuses what is no limit
         self._isolations = await self._offered()  # before anything is mounted: settings may be wrong
-        self._hierarchies = cgroups.detect(self.settings.instance)
         own = self.settings
+        self._hierarchies = cgroups.detect(own.instance)
+        if "openFiles" not in may_go_unheld(own.allow_unenforced):
+            open_files.raise_table()
+        self._files_are_memory = open_files.beyond_memory()
         self._disk = await open_disk(own.sandboxes_dir, own.disk, self._launcher, own.min_free_mb)
         for folder in (own.records_dir, own.images_dir):
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -55,6 +55,8 @@ class ServerSettings:
     stall_s: float = 300.0
     #: Most connections to one sandbox's ports at once.
     preview_connections: int = 512
+    #: Most that passes to and from one sandbox's ports, each way, in Mbit/s; None: no limit.
+    preview_mbit: int | None = None
     #: A preview's request or answer in which nothing moves is cut off after this; a WebSocket after the second.
     preview_idle_s: float = 300.0
     preview_socket_idle_s: float = 3600.0

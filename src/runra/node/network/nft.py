@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import socket
 from typing import Final
 
 from runra.errors import RunraError
 
 _NAMES: Final = ("libnftables.so.1", "libnftables.so")
+_NETLINK_NETFILTER: Final = 12
 
 
 def _library() -> ctypes.CDLL:
@@ -34,11 +36,20 @@ def _library() -> ctypes.CDLL:
     raise RunraError("INVALID_CONFIG", "no libnftables: apt-get install libnftables1")
 
 
+def _require_netfilter() -> None:
+    """Without it libnftables does not fail, it ends the process."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+    except OSError:
+        raise RunraError("INVALID_CONFIG", "this kernel has no nf_tables: modprobe nf_tables") from None
+
+
 class Nft:
     """One context. `run` takes nft's own language; all of one call is applied, or nothing of it."""
 
     def __init__(self) -> None:
         self._library = _library()
+        _require_netfilter()
         self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise RunraError("INVALID_CONFIG", "libnftables gave no context: the kernel has no nf_tables, or no memory")

@@ -21,6 +21,7 @@ from runra.server.faults import unexpected
 from runra.server.ingress.door import Admitted, Door, explain
 from runra.server.ingress.headers import Headers, check_framing, inward, values
 from runra.server.ingress.hosts import Names, Place
+from runra.server.ingress.pace import Bandwidth
 from runra.server.ingress.pages import Refusal, page
 from runra.server.ingress.upstream import Exchange, broke
 from runra.server.measure import Measures
@@ -44,6 +45,7 @@ class Ingress:
         self._door = door
         self._measures = measures
         self._open: Counter[str] = Counter()
+        self._bandwidth = Bandwidth(settings.preview_mbit) if settings.preview_mbit else None
         #: Answers without an end of their own: they end when the server stops.
         self._streams: set[Tunnel] = set()
         self._stopping = False
@@ -72,7 +74,11 @@ class Ingress:
             )
         self._open[sandbox.id] += 1
         try:
-            async with sandbox.use() as link, await link.connect_port(exposed.row.port, first) as tunnel:
+            async with (
+                sandbox.use() as link,
+                await link.connect_port(exposed.row.port, first) as opened,
+                self._bandwidth.paced(opened, sandbox.id, len(first)) if self._bandwidth else opened as tunnel,
+            ):
                 if exposed.cuts != admitted.cuts:  # closed or revoked while this connected
                     raise RunraError("INVALID_STATE", "the port was closed", details={"reason": "closed"})
                 exposed.connections.add(tunnel)
