@@ -135,7 +135,9 @@ class DockerExec:
                     await self._exec.resize(h=rows, w=cols)
                     return
                 except aiodocker.DockerError as error:
-                    if last or (await self._exec.inspect()).get("ExitCode") is not None:
+                    if (await self._exec.inspect()).get("ExitCode") is not None:
+                        return  # it has ended
+                    if last:
                         raise mapped(error, "resizing a terminal", self._container.removeprefix("runra-")) from None
                 await asyncio.sleep(0.02)
         except (aiohttp.ClientError, OSError) as error:
