@@ -148,7 +148,7 @@ def test_events_for_code_of_ones_own(real: RealServer) -> None:
 
 async def test_events_in_axiom(real: RealServer) -> None:
     async with backend() as server:
-        await running("axiom", real, AXIOM_TOKEN="xaat-of-the-test", AXIOM_URL=server.url)
+        await running("observability_axiom", real, AXIOM_TOKEN="xaat-of-the-test", AXIOM_URL=server.url)
         rows: list[Any] = [row for got in server.got for row in got.json]
     assert {got.path for got in server.got} == {"/v1/datasets/runra-events/ingest"}
     assert server.got[0].headers["authorization"] == "Bearer xaat-of-the-test"
@@ -157,7 +157,7 @@ async def test_events_in_axiom(real: RealServer) -> None:
 
 async def test_a_trace_by_otlp(real: RealServer) -> None:
     async with otlp_http() as receiver:
-        await running("otel", real, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url)
+        await running("observability_otel", real, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url)
     assert receiver.resource["service.name"] == "my-agents"
     assert receiver.span("exec echo").end_time_unix_nano > receiver.span("exec echo").start_time_unix_nano
 
@@ -165,7 +165,7 @@ async def test_a_trace_by_otlp(real: RealServer) -> None:
 async def test_a_trace_in_langfuse(real: RealServer) -> None:
     async with otlp_http() as receiver:
         keys = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": "sk-lf-1"}
-        await running("langfuse", real, LANGFUSE_HOST=receiver.url, **keys)
+        await running("observability_langfuse", real, LANGFUSE_HOST=receiver.url, **keys)
     assert receiver.headers("traces")["authorization"].startswith("Basic ")
     assert receiver.span("exec echo")
 
@@ -173,7 +173,7 @@ async def test_a_trace_in_langfuse(real: RealServer) -> None:
 async def test_events_in_postgresql(real: RealServer) -> None:
     with cluster() as folder:
         env = {"PGHOST": str(folder), "PGUSER": "runra", "PGDATABASE": "postgres"}
-        await running("postgres", real, **env)
+        await running("observability_postgres", real, **env)
         connection = await asyncpg.connect(host=str(folder), user="runra", database="postgres")
         rows = await connection.fetch("SELECT type FROM runra_events ORDER BY id")
         await connection.close()
@@ -189,7 +189,7 @@ def test_metrics_for_prometheus(real: RealServer) -> None:
 
 async def test_signed_batches(real: RealServer) -> None:
     async with backend() as server:
-        await running("webhook", real, WEBHOOK_URL=f"{server.url}/events")
+        await running("observability_webhook", real, WEBHOOK_URL=f"{server.url}/events")
         types = [event["type"] for got in server.got for event in got.json["events"]]
     for got in server.got:
         verify("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", got.headers, got.body)

@@ -315,7 +315,6 @@ def test_a_terminal(bench: Bench, sandbox: Sandbox) -> None:
 
     async def talk() -> None:
         async with await sandbox.terminal(cols=100, rows=30, cwd="/tmp") as terminal:
-
             shown = b""
 
             async def until(text: str, timeout_ms: int = 20_000) -> None:
