@@ -1,6 +1,6 @@
 """Benchmarks of the exporters: events a second, cost added to a command, memory under a dead back end.
 
-    python benchmarks/exporters.py [--events 20000]
+    python benchmarks/exporters.py [--events 20000] [--rounds 300]
 
 A command runs in a sandbox of a server that is started for it. Back ends run in this process (HTTP, OTLP) or beside it (PostgreSQL, where Debian's package is installed), so the figures
 hold what the back end costs, too. Nothing here is a test.
@@ -141,20 +141,20 @@ def several(number: int, folder: Path, **filter: Any) -> dict[str, Any]:
     return {"exporters": [{**kind, **filter} for kind in kinds[:number]]}
 
 
-async def added(table: Table, folder: Path, url: str, key: str) -> None:
+async def added(table: Table, folder: Path, url: str, key: str, rounds: int) -> None:
     """What exporters add to a command in a real sandbox of a server of its own, through the runtime."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def sandbox(observability: dict[str, Any]) -> Any:
             asked = {"provider": "runra-sandbox", "apiUrl": url, "apiKey": key}
             runra = await stack.enter_async_context(Runra(sandbox=asked, observability=observability))
-            return await runra.create_sandbox(image="host")
+            return await runra.create_sandbox(image="host", timeout_ms=3_600_000)
 
         # What commands print has to be asked for by its name.
         printed = {"filter": {"types": ["exec.started", "exec.completed", "exec.streamed"]}}
         kinds = {f"{number} exporters": await sandbox(several(number, folder)) for number in (0, 1, 5)}
         kinds["1 exporter, of what is printed too"] = await sandbox(several(1, folder / "printed", **printed))
-        for command, rounds, what in ((["true"], 300, "exec of true, ms"), (["echo", "line"], 300, "exec of echo, ms")):
+        for command, what in ((["true"], "exec of true, ms"), (["echo", "line"], "exec of echo, ms")):
             samples: dict[str, list[float]] = {name: [] for name in kinds}
             for number in range(rounds + 10):  # in turn, so that what else the machine does falls on all alike
                 for name, one in kinds.items():
@@ -222,14 +222,16 @@ async def dead(table: Table) -> None:
 async def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--events", type=int, default=20_000)
-    count = arguments.parse_args().events
+    arguments.add_argument("--rounds", type=int, default=300, help="commands of each kind")
+    chosen = arguments.parse_args()
+    count = chosen.events
     logging.getLogger("runra.exporters").setLevel(logging.ERROR)
     table = Table("what", "how", "figure", "note")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "printed").mkdir()
         await throughput(table, count, Path(folder))
         with server(Path(folder)) as (url, key, _):
-            await added(table, Path(folder), url, key)
+            await added(table, Path(folder), url, key, chosen.rounds)
         await dead(table)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
