@@ -62,7 +62,12 @@ async def by_itself(cli: Cli, model: ScriptedModel) -> float:
         began = time.perf_counter()
         with Path(scratch, "prompt").open() as prompt:
             process = await asyncio.create_subprocess_exec(
-                *launch.argv, cwd=scratch, env=env, stdin=prompt, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+                *launch.argv,
+                cwd=scratch,
+                env=env,
+                stdin=prompt,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
             )
         first = None
         assert process.stdout is not None

@@ -1,8 +1,8 @@
 """Benchmarks of the exporters: events a second, cost added to a command, memory under a dead back end.
 
-    python benchmarks/exporters.py [--events 20000]
+    python benchmarks/exporters.py [--events 20000] [--rounds 300]
 
-Back ends run in this process (HTTP, OTLP) or beside it (PostgreSQL, where Debian's package is installed), so the figures
+A command runs in a sandbox of a server that is started for it. Back ends run in this process (HTTP, OTLP) or beside it (PostgreSQL, where Debian's package is installed), so the figures
 hold what the back end costs, too. Nothing here is a test.
 """
 
@@ -28,9 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from runra.events import Event
+from runra.runtime import Runra
 from runra.runtime.exporters import Delivery, Pipeline, Route, build
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.run import server
 from tests.exporters.backends import otlp_grpc, otlp_http
 from tests.exporters.making import event
 from tests.postgres import cluster
@@ -130,35 +132,54 @@ async def throughput(table: Table, count: int, folder: Path) -> None:
         table.add_row("events a second", "postgres", "-", "PostgreSQL is not installed")
 
 
-async def added(table: Table, folder: Path) -> None:
-    """What exporters add to a command: a process is spawned, with the two events of it offered around it."""
+def several(number: int, folder: Path, **filter: Any) -> dict[str, Any]:
+    """That many exporters: files, and metrics as the fifth."""
     kinds: list[dict[str, Any]] = [
-        {"provider": "jsonl", "config": {"path": str(folder / f"added{number}.jsonl")}} for number in range(4)
+        {"provider": "jsonl", "config": {"path": str(folder / f"added{number}-{one}.jsonl")}} for one in range(4)
     ]
     kinds.append({"provider": "prometheus", "config": {"port": None}})
-    started, completed = some(2)
+    return {"exporters": [{**kind, **filter} for kind in kinds[:number]]}
 
-    async def command(pipeline: Pipeline) -> float:
-        begun = time.perf_counter()
-        pipeline.offer(started)
-        process = await asyncio.create_subprocess_exec("/bin/true")
-        await process.wait()
-        pipeline.offer(completed)
-        return (time.perf_counter() - begun) * 1000
 
-    pipelines = {number: Pipeline(build({"exporters": kinds[:number]})) for number in (0, 1, 5)}
-    samples: dict[int, list[float]] = {number: [] for number in pipelines}
-    for pipeline in pipelines.values():
-        await pipeline.start()
-    for _ in range(300):  # in turn, so that what else the machine does falls on all alike
-        for number, pipeline in pipelines.items():
-            samples[number].append(await command(pipeline))
-    for pipeline in pipelines.values():
-        await pipeline.close(10)
-    for number, found in samples.items():
-        ordered = sorted(found)
-        note = f"p95 {ordered[int(0.95 * len(ordered))]:.2f}"
-        table.add_row("a command, ms", f"{number} exporters", f"{statistics.median(ordered):.3f}", note)
+async def added(table: Table, folder: Path, url: str, key: str, rounds: int) -> None:
+    """What exporters add to a command in a real sandbox of a server of its own, through the runtime."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def sandbox(observability: dict[str, Any]) -> Any:
+            asked = {"provider": "runra-sandbox", "apiUrl": url, "apiKey": key}
+            runra = await stack.enter_async_context(Runra(sandbox=asked, observability=observability))
+            return await runra.create_sandbox(image="host", timeout_ms=3_600_000)
+
+        # What commands print has to be asked for by its name.
+        printed = {"filter": {"types": ["exec.started", "exec.completed", "exec.streamed"]}}
+        kinds = {f"{number} exporters": await sandbox(several(number, folder)) for number in (0, 1, 5)}
+        kinds["1 exporter, of what is printed too"] = await sandbox(several(1, folder / "printed", **printed))
+        for command, what in ((["true"], "exec of true, ms"), (["echo", "line"], "exec of echo, ms")):
+            samples: dict[str, list[float]] = {name: [] for name in kinds}
+            for number in range(rounds + 10):  # in turn, so that what else the machine does falls on all alike
+                for name, one in kinds.items():
+                    begun = time.perf_counter()
+                    await one.exec(command)
+                    if number >= 10:
+                        samples[name].append((time.perf_counter() - begun) * 1000)
+            for name, found in samples.items():
+                ordered = sorted(found)
+                note = f"p95 {ordered[int(0.95 * len(ordered))]:.2f}"
+                table.add_row(what, name, f"{statistics.median(ordered):.2f}", note)
+        megabytes = 100
+        command = ["head", "-c", str(megabytes << 20), "/dev/zero"]
+        rates: dict[str, list[float]] = {name: [] for name in ("0 exporters", "1 exporter, of what is printed too")}
+        for _ in range(3):
+            for name, rate_of in rates.items():
+                begun = time.perf_counter()
+                process = await kinds[name].exec(command, background=True)
+                got = 0
+                async for chunk in process.output():
+                    got += len(chunk.data)
+                assert got == megabytes << 20, got
+                rate_of.append(megabytes / (time.perf_counter() - begun))
+        for name, found in rates.items():
+            table.add_row("100 MB of stdout, MB/s", name, f"{statistics.median(found):.0f}", "")
 
 
 async def dead(table: Table) -> None:
@@ -201,12 +222,16 @@ async def dead(table: Table) -> None:
 async def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--events", type=int, default=20_000)
-    count = arguments.parse_args().events
+    arguments.add_argument("--rounds", type=int, default=300, help="commands of each kind")
+    chosen = arguments.parse_args()
+    count = chosen.events
     logging.getLogger("runra.exporters").setLevel(logging.ERROR)
     table = Table("what", "how", "figure", "note")
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "printed").mkdir()
         await throughput(table, count, Path(folder))
-        await added(table, Path(folder))
+        with server(Path(folder)) as (url, key, _):
+            await added(table, Path(folder), url, key, chosen.rounds)
         await dead(table)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

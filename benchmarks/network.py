@@ -154,7 +154,9 @@ async def _inside(node: Node, egress: dict[str, Any] | None, megabytes: int, web
     sandbox = await node.create(new_id("sb"), config, "org_bench")
     try:
         async with sandbox.use() as agent:
-            spec = ExecSpec(argv=("python3", "-c", ASK, SERVER, str(megabytes), web), env=sandbox.env, timeout_ms=60_000)
+            spec = ExecSpec(
+                argv=("python3", "-c", ASK, SERVER, str(megabytes), web), env=sandbox.env, timeout_ms=60_000
+            )
             async with await agent.exec(spec) as process:
                 said = b"".join([chunk.data async for chunk in process.output()])
         return json.loads(said)

@@ -96,13 +96,22 @@ def server(folder: Path) -> Iterator[tuple[str, str, int]]:
 
 def bare_peers(folder: Path, rounds: int) -> list[Row]:
     """No isolation, and bwrap alone with the same overlay root and the same namespaces."""
-    rows = [row("start → output", "sh -c, no isolation", timed(lambda: subprocess.check_output(["/bin/sh", "-c", "echo hi"]), rounds, "sh"))]
+    rows = [
+        row(
+            "start → output",
+            "sh -c, no isolation",
+            timed(lambda: subprocess.check_output(["/bin/sh", "-c", "echo hi"]), rounds, "sh"),
+        )
+    ]
     image = host_image.prepare(folder / "bare-image")
     boxes = iter(range(10_000))
 
     def start() -> None:
         box = folder / f"bare{next(boxes)}"
-        arguments = [str(find_bwrap()), *(f"--unshare-{kind}" for kind in ("user", "pid", "ipc", "uts", "net", "cgroup"))]
+        arguments = [
+            str(find_bwrap()),
+            *(f"--unshare-{kind}" for kind in ("user", "pid", "ipc", "uts", "net", "cgroup")),
+        ]
         for number, overlay in enumerate(image.overlays):
             for kind in ("u", "w"):
                 (box / f"{kind}{number}").mkdir(parents=True)
@@ -129,16 +138,43 @@ def ours(client: Runra, rounds: int) -> list[Row]:
     rows.append(row("terminate", "runra, over REST", timed(lambda: waiting.pop().terminate(), rounds, "terminate")))
     while waiting:
         waiting.pop().terminate()
-    rows.append(row("create", "runra, over REST", timed(lambda: waiting.append(client.sandboxes.create(image="host")), rounds, "create")))
+    rows.append(
+        row(
+            "create",
+            "runra, over REST",
+            timed(lambda: waiting.append(client.sandboxes.create(image="host")), rounds, "create"),
+        )
+    )
     while waiting:
         waiting.pop().terminate()
     with client.sandboxes.create(image="host") as sandbox:
         rows.append(row("exec true", "runra, over REST", timed(lambda: sandbox.exec(["true"]), rounds * 5, "exec")))
         rows.append(row("exec true", "runra, through bash", timed(lambda: sandbox.exec("true"), rounds * 5, "exec")))
-        rows.append(row("exec true", "sh -c, no isolation", timed(lambda: subprocess.run(["/bin/true"], check=True), rounds * 5, "exec")))
-        rows.append(row("pause", "runra, over REST", timed(lambda: (sandbox.pause(), sandbox.resume()), rounds, "pause"), note="pause and resume"))
-        rows.append(row("write 1 KiB", "runra, over REST", timed(lambda: sandbox.files.write("/workspace/a", "x" * 1024), rounds, "write")))
-        rows.append(row("read 1 KiB", "runra, over REST", timed(lambda: sandbox.files.read("/workspace/a"), rounds, "read")))
+        rows.append(
+            row(
+                "exec true",
+                "sh -c, no isolation",
+                timed(lambda: subprocess.run(["/bin/true"], check=True), rounds * 5, "exec"),
+            )
+        )
+        rows.append(
+            row(
+                "pause",
+                "runra, over REST",
+                timed(lambda: (sandbox.pause(), sandbox.resume()), rounds, "pause"),
+                note="pause and resume",
+            )
+        )
+        rows.append(
+            row(
+                "write 1 KiB",
+                "runra, over REST",
+                timed(lambda: sandbox.files.write("/workspace/a", "x" * 1024), rounds, "write"),
+            )
+        )
+        rows.append(
+            row("read 1 KiB", "runra, over REST", timed(lambda: sandbox.files.read("/workspace/a"), rounds, "read"))
+        )
 
         def stream() -> float:
             started, size = time.perf_counter(), 0
@@ -147,7 +183,9 @@ def ours(client: Runra, rounds: int) -> list[Row]:
                 nonlocal size
                 size += len(line) + 1
 
-            sandbox.exec("head -c 100000000 /dev/zero | tr '\\0' x | fold -w 65535", on_stdout=count, timeout_ms=120_000)
+            sandbox.exec(
+                "head -c 100000000 /dev/zero | tr '\\0' x | fold -w 65535", on_stdout=count, timeout_ms=120_000
+            )
             return size / (time.perf_counter() - started) / 1e6
 
         rows.append(row("100 MB stdout", "runra, SSE", [stream() for _ in range(3)], "MB/s"))
@@ -197,13 +235,21 @@ def descendants_and_sandboxes(server_pid: int) -> list[int]:
 
 def idle_memory(client: Runra, server_pid: int, count: int) -> list[Row]:
     before = memory_kb(descendants_and_sandboxes(server_pid))
-    sandboxes = [client.sandboxes.create(image="host", timeout_ms=600_000, idle_timeout_ms=600_000) for _ in range(count)]
+    sandboxes = [
+        client.sandboxes.create(image="host", timeout_ms=600_000, idle_timeout_ms=600_000) for _ in range(count)
+    ]
     time.sleep(2)
     after = memory_kb(descendants_and_sandboxes(server_pid))
     for sandbox in sandboxes:
         sandbox.terminate()
     return [
-        row(f"{count} idle sandboxes", "runra, all processes", [after / 1024], "MB", f"PSS, server included; server alone {before / 1024:.0f} MB"),
+        row(
+            f"{count} idle sandboxes",
+            "runra, all processes",
+            [after / 1024],
+            "MB",
+            f"PSS, server included; server alone {before / 1024:.0f} MB",
+        ),
     ]
 
 
@@ -234,7 +280,9 @@ def main() -> None:
             client.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    table = Table(title=f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
+    table = Table(
+        title=f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    )
     for heading in ("what", "who", "p50", "p95", "p99", "", ""):
         table.add_column(heading, justify="right" if heading.startswith("p") else "left")
     for one in sorted(rows, key=lambda one: one.what):

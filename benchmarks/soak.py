@@ -124,7 +124,7 @@ async def run(sandbox: Sandbox, command: str, expected: bytes | None = None) -> 
 
 async def preview(sandbox: Sandbox) -> None:
     """What a visit of a preview does on the node: a connection to the sandbox's loopback, answered from inside."""
-    serve = "python3 -c 'import socket; s = socket.create_server((\"127.0.0.1\", 3000)); print(1, flush=True); s.accept()[0].sendall(b\"hello\")'"
+    serve = 'python3 -c \'import socket; s = socket.create_server(("127.0.0.1", 3000)); print(1, flush=True); s.accept()[0].sendall(b"hello")\''
     async with sandbox.use() as agent:
         spec = ExecSpec(command=serve, env=sandbox.env, timeout_ms=30_000)
         async with await agent.exec(spec) as process:

@@ -1,6 +1,8 @@
-"""Events to the dataset runra-events of Axiom. Set AXIOM_TOKEN. Start a server first: `runra serve`."""
+"""Events to the dataset runra-events of Axiom. Set AXIOM_TOKEN (and AXIOM_URL for
+another address than api.axiom.co). Start a server first: `runra serve`."""
 
 import asyncio
+import os
 from typing import Any
 
 from runra.runtime import Runra
@@ -8,6 +10,7 @@ from runra.runtime import Runra
 OBSERVABILITY: dict[str, Any] = {
     "provider": "axiom",
     "dataset": "runra-events",
+    "url": os.environ.get("AXIOM_URL", "https://api.axiom.co"),
     "onError": lambda error: print("axiom:", error),
 }
 

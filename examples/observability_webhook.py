@@ -1,16 +1,17 @@
-"""Signed batches to a URL of yours; the receiver checks them with `runra.webhooks.verify`.
+"""Signed batches to a URL of yours, here WEBHOOK_URL; the receiver checks them with `runra.webhooks.verify`.
 
 Start a server first: `runra serve`.
 """
 
 import asyncio
+import os
 from typing import Any
 
 from runra.runtime import Runra
 
 OBSERVABILITY: dict[str, Any] = {
     "provider": "webhook",
-    "url": "http://127.0.0.1:8080/events",
+    "url": os.environ.get("WEBHOOK_URL", "http://127.0.0.1:8080/events"),
     "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",  # your own: runra.webhooks.new_secret()
 }
 

@@ -1,4 +1,5 @@
-"""A microVM of a CubeSandbox installation: its API in CUBE_URL, its key in CUBE_TOKEN.
+"""A microVM of a CubeSandbox installation: its API in CUBE_URL, its key in CUBE_TOKEN, and in CUBE_PROXY_URL a node to
+dial where the names of its sandboxes lead nowhere.
 
 python examples/provider_cubesandbox.py TEMPLATE
 """
@@ -14,7 +15,11 @@ image = sys.argv[1] if len(sys.argv) > 1 else ""
 with SyncRunra(
     sandbox={
         "provider": "cubesandbox",
-        "config": {"masterUrl": os.environ.get("CUBE_URL"), "masterToken": os.environ.get("CUBE_TOKEN")},
+        "config": {
+            "masterUrl": os.environ.get("CUBE_URL"),
+            "masterToken": os.environ.get("CUBE_TOKEN"),
+            "proxyUrl": os.environ.get("CUBE_PROXY_URL"),
+        },
     }
 ) as runra:
     print(f"{runra.provider.id} can: {', '.join(runra.provider.capabilities)}")

@@ -1,4 +1,5 @@
-"""A sandbox of E2B. Needs `pip install 'runra[e2b]'` and a key in E2B_API_KEY.
+"""A sandbox of E2B. Needs `pip install 'runra[e2b]'` and a key in E2B_API_KEY (for what speaks its API:
+E2B_API_URL, E2B_SANDBOX_URL).
 
 python examples/provider_e2b.py [TEMPLATE]
 """

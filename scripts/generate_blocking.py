@@ -23,6 +23,7 @@ TARGET = RUNTIME / "blocking.py"
 CLASSES = {
     "process": ["Process"],
     "files": ["SandboxFiles"],
+    "terminal": ["Terminal"],
     "sandbox": ["Sandbox"],
     "stream": ["RunStream"],
     "runtime": ["Runra"],
@@ -53,9 +54,10 @@ from runra.runtime.process import Process
 from runra.runtime.runtime import DISPOSE_MS, Runra
 from runra.runtime.sandbox import Sandbox
 from runra.runtime.stream import RunStream
+from runra.runtime.terminal import Terminal
 from runra.runtime.types import AgentResult, PortInfo, SandboxHandle, StartParams
 from runra.sdk.output import OutputChunk
-from runra.sdk.types import ExecOptions, ListOptions, SandboxConfig
+from runra.sdk.types import ExecOptions, ListOptions, SandboxConfig, TerminalExit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,7 +1,7 @@
 """Make the table of capabilities in `docs/providers.md` from the providers' own declarations.
 
-    python scripts/generate_providers.py          write it when it changed
-    python scripts/generate_providers.py --check  exit with 1 when it is stale
+python scripts/generate_providers.py          write it when it changed
+python scripts/generate_providers.py --check  exit with 1 when it is stale
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ async def test_the_main_job(make: Make, agent: str) -> None:
         assert not any(key in event.model_dump_json() for event in here.events)
         left = await sandbox.exec(LEFT)
         assert left.stdout == "", left.stdout
-        found = await sandbox.exec(["grep", "-rslF", key.removeprefix("sk-real-"), "/root", "/tmp", "/var/tmp", "/workspace", "/etc"])
+        found = await sandbox.exec(
+            ["grep", "-rslF", key.removeprefix("sk-real-"), "/root", "/tmp", "/var/tmp", "/workspace", "/etc"]
+        )
         assert found.stdout == ""
 
 
@@ -97,7 +99,9 @@ async def test_the_key_is_not_in_the_sandboxs_memory(make: Make, agent: str) -> 
             while not await sandbox.files.exists("/workspace/begun"):
                 await asyncio.sleep(0.1)
         # The whole key is never on a command line or in the searcher's own environment: it comes on stdin.
-        found = await sandbox.exec(["python3", "/usr/local/bin/search.py"], stdin=f"{here.model.key} rgw_", timeout_ms=60_000)
+        found = await sandbox.exec(
+            ["python3", "/usr/local/bin/search.py"], stdin=f"{here.model.key} rgw_", timeout_ms=60_000
+        )
         control, _, hits = found.stdout.partition(" ")
         assert int(control) > 0, f"the run's own token, which is there, must be found too: {found}"
         assert hits.strip() == "[]"
@@ -183,7 +187,9 @@ async def test_how_a_run_fails(make: Make, agent: str, config: dict[str, Any], s
 
 
 @pytest.mark.parametrize("agent", ["claude-code", "codex"])
-@pytest.mark.parametrize("fault", [Fault("429", retry_after=0.1), Fault("500"), Fault("reset"), Fault("garbage")], ids=lambda f: f.kind)
+@pytest.mark.parametrize(
+    "fault", [Fault("429", retry_after=0.1), Fault("500"), Fault("reset"), Fault("garbage")], ids=lambda f: f.kind
+)
 async def test_a_model_that_falters_once(make: Make, agent: str, fault: Fault) -> None:
     loop, failed = agent_loop(), []
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -159,10 +158,17 @@ def test_an_open_stdin_that_says_nothing_does_not_hold_a_command_up(cli: Cli, sa
         os.close(writer)
 
 
+def test_what_a_sandbox_says_stays_on_its_line() -> None:
+    from runra.cli.watching import _shown
+
+    assert (_shown("echo ü"), _shown(3), _shown(None)) == ("echo ü", "3", "None")
+    assert _shown("a\x1b[2Jb\nc") == r'"a\u001b[2Jb\nc"'
+
+
 def test_events_tell_what_happens_as_json_lines(cli: Cli) -> None:
-    with cli.start("events", "--json", stdout=subprocess.PIPE) as process:
+    # From the beginning: it may connect after what it is to tell of.
+    with cli.start("events", "--json", "--after", "evt_0", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        time.sleep(1)
         made = cli.ok("create").strip()
         cli.ok("rm", made)
         seen = []

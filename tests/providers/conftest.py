@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 
+from runra import Runra as Client
 from runra.runtime.registry import SANDBOX_PROVIDERS
+from runra.runtime.testing.plugin import reach
 from tests.providers.engine import IMAGE, engine
 from tests.runtime.conftest import clean_environment, real
 from tests.runtime.fakes.cube_service import CubeService
@@ -63,6 +68,36 @@ def runra_provider(
         )
     server: RealServer = request.getfixturevalue("real")
     return factory, _noted(server.config), "host"
+
+
+@pytest.fixture(scope="module")
+def runra_volume(runra_provider: tuple[Any, dict[str, Any], str]) -> Iterator[str]:
+    """A volume at the provider that has such."""
+    _, config, _ = runra_provider
+    if set(config) != {"apiKey", "apiUrl"}:
+        pytest.skip("only a Runra server has volumes")
+    with Client(api_key=config["apiKey"], api_url=config["apiUrl"]) as client:
+        volume = client.volumes.create(f"conformance-{uuid.uuid4().hex[:8]}", size_mb=16)
+        yield volume.name
+        client.volumes.delete(volume.id)
+
+
+@pytest.fixture(scope="module")
+def runra_reach(runra_provider: tuple[Any, dict[str, Any], str]) -> Callable[[str], bytes]:
+    """The names that the fakes give lead nowhere: their port is dialled, as a proxy of theirs would be."""
+    _, config, _ = runra_provider
+    near = config.get("sandboxUrl") or config.get("proxyUrl")
+    if near is None:
+        return reach
+
+    def routed(url: str) -> bytes:
+        host = urlsplit(url).netloc
+        port, _, rest = host.partition("-")
+        headers = {"Host": host, "E2b-Sandbox-Id": rest.partition(".")[0], "E2b-Sandbox-Port": port}
+        with urlopen(Request(f"{near}/", headers=headers if "sandboxUrl" in config else {"Host": host})) as answer:
+            return bytes(answer.read())
+
+    return routed
 
 
 def _noted(config: Path) -> dict[str, Any]:

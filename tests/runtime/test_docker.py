@@ -94,6 +94,16 @@ async def test_neither_unread_stdin_nor_a_leftover_holds_a_command(runra: Runra)
         assert time.monotonic() - began < 40
 
 
+async def test_a_closed_terminal_leaves_nothing(runra: Runra) -> None:
+    async with await runra.create_sandbox(image=IMAGE) as sandbox:
+        terminal = await sandbox.terminal(command="sleep 4321")
+        assert "sleep 4321" in (await sandbox.exec(["ps", "-o", "args"])).stdout
+        await terminal.close()
+        await terminal.close()
+        assert await terminal.recv() is None
+        assert "sleep 4321" not in (await sandbox.exec(["ps", "-o", "args"])).stdout
+
+
 async def test_a_restart_of_the_caller(docker_url: str, tmp_path: Path) -> None:
     """Its time goes on where it was: 3 s in all, however often the caller changes, and none of it while paused."""
     first = runtime(docker_url, tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runra import CommandFailed, ExecOptions, ListOptions, RunraError, SandboxConfig
+from runra import CommandFailed, EventGap, ExecOptions, ListOptions, RunraError, SandboxConfig
 from runra.contract import Resources
 from tests.sdk.wire import SANDBOX_ID, Wire, answer, cut, events, failing, raw, result, sandbox, silent
 
@@ -572,3 +572,21 @@ async def _breathe() -> None:
     import asyncio
 
     await asyncio.sleep(0.01)
+
+
+async def test_a_gap_in_the_events_is_told(client: Any, wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    it = {"id": "evt_2", "timestamp": "", "type": "file.read", "sandboxId": SANDBOX_ID, "data": {}}
+    gap = ("gap", {"reason": "forgotten", "after": "evt_1"})
+    gaps: list[EventGap] = []
+    for on_gap in (gaps.append, None):
+        wire.script(events([gap, ("file.read", it, "evt_2")], end="open"))
+        async with client.events(after="evt_1", types=["file.*", "exec.streamed"], on_gap=on_gap) as stream:
+            async for event in stream:
+                assert event.id == "evt_2"
+                break
+    assert gaps == [EventGap("forgotten", "evt_1")]
+    assert [record.message for record in caplog.records if "evt_1" in record.message] == [
+        "/events: events after evt_1 may be missing: there were more since than the server keeps"
+    ]
+    assert wire.requests[0].path.partition("?")[2] in ("types=file.*,exec.streamed", "types=file.%2A%2Cexec.streamed")
+    assert wire.requests[0].headers["last-event-id"] == "evt_1"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from runra.cli.output import say, show_line
+
+
+def _shown(value: object) -> str:
+    """A field on one line. What a sandbox says may hold anything, the codes that move a terminal's cursor among it."""
+    text = str(value)
+    return text if text.isprintable() else json.dumps(value, ensure_ascii=True)
 
 
 def events(
@@ -35,5 +42,5 @@ def events(
                 if as_json:
                     show_line(wire)
                 else:
-                    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+                    data = " ".join(f"{name}={_shown(value)}" for name, value in event.data.items())
                     print(f"{event.timestamp}  {event.sandbox_id}  {event.type:<20}  {data}".rstrip(), flush=True)

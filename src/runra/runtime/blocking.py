@@ -20,9 +20,10 @@ from runra.runtime.process import Process
 from runra.runtime.runtime import DISPOSE_MS, Runra
 from runra.runtime.sandbox import Sandbox
 from runra.runtime.stream import RunStream
+from runra.runtime.terminal import Terminal
 from runra.runtime.types import AgentResult, PortInfo, SandboxHandle, StartParams
 from runra.sdk.output import OutputChunk
-from runra.sdk.types import ExecOptions, ListOptions, SandboxConfig
+from runra.sdk.types import ExecOptions, ListOptions, SandboxConfig, TerminalExit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,6 +122,64 @@ class SyncSandboxFiles:
     def list(self, path: str = ".") -> list[FileEntry]:
         """What is in a folder."""
         return self._portal.call(lambda: self._inner.list(path))
+
+
+class SyncTerminal:
+    """An open terminal: send keys, read what it shows. Close it, or use it as a context manager.
+
+    With `runra-sandbox` closing only detaches; its command runs on, and `terminal(pid=…, offset=…)` takes it up again.
+    At the other providers nobody could: closing ends it.
+    """
+
+    def __init__(self, portal: Portal, inner: Terminal) -> None:
+        self._portal = portal
+        self._inner: Any = inner
+
+    @property
+    def pid(self) -> int | None:
+        """The process behind it, as the provider numbers it; None where that is not told."""
+        return self._inner.pid
+
+    @property
+    def exit(self) -> TerminalExit | None:
+        """How its command ended; None while it runs."""
+        return self._inner.exit
+
+    def send(self, data: str | bytes) -> None:
+        """Type `data`. Raises INVALID_STATE or NETWORK_ERROR when its command has ended."""
+        self._portal.call(lambda: self._inner.send(data))
+
+    def recv(self, timeout_ms: int | None = None) -> bytes | None:
+        """The next output, or None once its command has ended. Raises NETWORK_ERROR, with `details["reason"]`
+        `timeout` when nothing came within `timeout_ms` milliseconds, `closed` when the connection was lost."""
+        return self._portal.call(lambda: self._inner.recv(timeout_ms))
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell it the size of its window, in characters."""
+        self._portal.call(lambda: self._inner.resize(rows, cols))
+
+    def wait(self, timeout_ms: int | None = None) -> TerminalExit:
+        """Wait for its command to end; what it shows meanwhile is dropped. Raises NETWORK_ERROR as `recv` does."""
+        return self._portal.call(lambda: self._inner.wait(timeout_ms))
+
+    def close(self) -> None:
+        """Let go of it. Closing it twice is fine."""
+        self._portal.call(lambda: self._inner.close())
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._portal.iterate(self._inner.__aiter__())
+
+    def __enter__(self) -> Self:
+        self._portal.call(lambda: self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.call(lambda: self._inner.__aexit__(kind, error, trace))
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
 
 
 class SyncSandbox:
@@ -250,9 +309,14 @@ class SyncSandbox:
             )
         )
 
-    def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> Any:
-        """Open a terminal of `cols` by `rows` characters: for `runra-sandbox`, the SDK's (`send`, `read`, `resize`)."""
-        return self._portal.call(lambda: self._inner.terminal(cols, rows, **options))
+    def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> SyncTerminal:
+        """Open a terminal of `cols` by `rows` characters, with a shell in it or with `command`; `cwd`, `user` and, but
+        for `runra-sandbox`, `env` as in `exec`. `pid` and `offset` take up one of `runra-sandbox` again. An open
+        terminal is activity.
+
+        Raises INVALID_CONFIG for what the provider cannot do, INVALID_REQUEST for an option that cannot be.
+        """
+        return self._portal.wrap(self._portal.call(lambda: self._inner.terminal(cols, rows, **options)))
 
     def expose_port(self, port: int) -> PortInfo:
         """Make a port inside reachable; the answer's `url` says where."""
@@ -530,6 +594,7 @@ class SyncRunra:
 WRAPPERS: dict[type[Any], Callable[..., Any]] = {
     Process: SyncProcess,
     SandboxFiles: SyncSandboxFiles,
+    Terminal: SyncTerminal,
     Sandbox: SyncSandbox,
     RunStream: SyncRunStream,
 }

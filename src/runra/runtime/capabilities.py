@@ -37,6 +37,7 @@ Ability = Literal[
     "metadata_filter",
     "snapshots",
     "isolation",
+    "resources",
     "events",
 ]
 
@@ -65,6 +66,7 @@ MEANING: Final[dict[Ability, str]] = {
     "metadata_filter": "listing by tags",
     "snapshots": "its files kept at a moment, to make others from",
     "isolation": "a choice of walls",
+    "resources": "what it uses, told in `resource.*` events",
     "events": "events told by the provider's own server, those of other clients and timers included",
 }
 

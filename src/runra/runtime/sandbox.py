@@ -16,6 +16,7 @@ from runra.runtime.files import SandboxFiles
 from runra.runtime.process import Process, Told, shown, tell_end, telling
 from runra.runtime.session import Session
 from runra.runtime.tasks import to_end
+from runra.runtime.terminal import Terminal
 from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle
 from runra.sdk.failures import CommandFailed, invalid
 from runra.sdk.lifecycle import check_name
@@ -209,10 +210,16 @@ class Sandbox:
         output = Told(self._session, self.id, command)
         return output, options if self._session.told else replace(options, on_output=output.add)
 
-    async def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> Any:
-        """Open a terminal of `cols` by `rows` characters: for `runra-sandbox`, the SDK's (`send`, `read`, `resize`)."""
+    async def terminal(self, cols: int = 80, rows: int = 24, **options: Any) -> Terminal:
+        """Open a terminal of `cols` by `rows` characters, with a shell in it or with `command`; `cwd`, `user` and, but
+        for `runra-sandbox`, `env` as in `exec`. `pid` and `offset` take up one of `runra-sandbox` again. An open
+        terminal is activity.
+
+        Raises INVALID_CONFIG for what the provider cannot do, INVALID_REQUEST for an option that cannot be.
+        """
         self._require("pty", "terminal")
-        return await self._provider.open_terminal(self.id, cols=cols, rows=rows, **options)
+        async with self._noticing():
+            return Terminal(await self._provider.open_terminal(self.id, cols=cols, rows=rows, **options))
 
     # --- ports and network -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from runra.errors import RunraError
 from runra.events import Event, EventIds, EventType, now_iso
 from runra.runtime.bus import Bus, Handler, Sink
+from runra.runtime.resources import Resources
 from runra.runtime.sandboxes.base import BaseProvider
 from runra.tracing import Run, current_run
 
@@ -43,6 +44,7 @@ class Session:
         #: Sandboxes that will be followed once somebody listens.
         self._unheard: dict[str, Run] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self.resources = Resources(self)
         provider.report = self._reported
 
     # --- events made here ----------------------------------------------------------------------------------------
@@ -75,6 +77,7 @@ class Session:
     def ended(self, sandbox_id: str, reason: str, ran_ms: int) -> None:
         """Tell, once, that a sandbox is gone, whoever noticed first."""
         self.owned.pop(sandbox_id, None)
+        self.resources.forget(sandbox_id)
         if sandbox_id not in self._ended:
             self._ended[sandbox_id] = None
             if len(self._ended) > _REMEMBERED:
@@ -103,7 +106,11 @@ class Session:
     def follow(self, sandbox_id: str, *, from_start: bool) -> None:
         """Publish what the provider's server tells of a sandbox until it ends, beginning when somebody listens. A
         second call changes nothing."""
-        if not self.told or sandbox_id in self._following:
+        if not self.told:
+            if "resources" in self.provider.capabilities:
+                self.resources.watch(sandbox_id)
+            return
+        if sandbox_id in self._following:
             return
         run = current_run.get() or self.run
         if self.bus.idle:
@@ -157,6 +164,7 @@ class Session:
 
     async def close(self, timeout: float) -> None:
         """Stop following, then let the handlers finish for up to `timeout` seconds."""
+        await self.resources.close()
         for follower in tuple(self._following.values()):
             await follower.stop()
         self._following.clear()

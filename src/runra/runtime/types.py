@@ -10,6 +10,7 @@ from pydantic import Field
 
 from runra.contract import ExecutionResult, Request, SandboxState, Wire
 from runra.sdk.output import OutputChunk
+from runra.sdk.types import TerminalExit
 
 
 class SandboxHandle(Wire):
@@ -71,12 +72,44 @@ class ProcessHandle(Protocol):
         ...
 
 
+class TerminalHandle(Protocol):
+    """A terminal, as `runra.runtime.terminal.Terminal` describes it."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def exit(self) -> TerminalExit | None: ...
+
+    async def send(self, data: str | bytes) -> None: ...
+
+    async def recv(self, timeout_ms: int | None = None) -> bytes | None: ...
+
+    async def resize(self, rows: int, cols: int) -> None: ...
+
+    async def wait(self, timeout_ms: int | None = None) -> TerminalExit: ...
+
+    async def close(self) -> None: ...
+
+
 class PortInfo(Wire):
     """A port of a sandbox and where it is reached (seed, Port)."""
 
     port: int
     url: str
     exposed_at: str = ""
+
+
+@dataclass(frozen=True)
+class ResourceUse:
+    """What a sandbox uses now; None where a provider does not tell. `cpu_ms`: CPU time so far."""
+
+    cpu_ms: int | None = None
+    cpu_limit: float | None = None
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    disk_bytes: int | None = None
+    disk_limit_bytes: int | None = None
 
 
 class StartParams(Request):

@@ -64,8 +64,9 @@ class CubeService(Service):
         one = self.sandboxes.get(id)
         if one is None:
             return web.json_response({"code": 410, "message": "sandbox was killed"}, status=410)
-        assert port == 49983
         assert one.state == "running", "nobody may call a paused one"
+        if port != 49983:
+            return web.Response(body=await one.envd.box.fetch(port, request.path))
         assert "X-API-Key" not in request.headers, "the master token must not reach a sandbox"
         assert request.headers["Authorization"].startswith("Basic ")
         if request.path == "/process.Process/CloseStdin":
@@ -79,7 +80,7 @@ class CubeService(Service):
             "templateID", "timeout", "envVars", "metadata", "allow_internet_access", "network", "lifecycle", "nodeSelector",
         }  # fmt: skip
         assert not unknown, unknown
-        if body["templateID"] not in self.templates:
+        if not self.knows(body["templateID"]):
             if self.hidden_404:
                 return _refuse(500, "create failed: code=130404 no such resource")
             return _refuse(404, f"template {body['templateID']} not found")
@@ -132,6 +133,10 @@ class CubeService(Service):
                 self.on_timeout()
                 one.timeout_s = (await request.json())["timeout"]
                 return web.Response(status=204)
+            case "POST", ["snapshots"]:
+                if one.state != "running":
+                    return _refuse(409, "not running")
+                return web.json_response({"snapshotID": await self.snapshot(one), "names": []}, status=201)
             case "PUT", ["network"]:
                 if one.state != "running":
                     return _refuse(409, "not running")

@@ -45,6 +45,9 @@ class E2BService(Service):
 
     async def _inside(self, request: web.Request, id: str) -> web.StreamResponse:
         one = self.sandboxes.get(id)
+        port = int(request.headers["E2b-Sandbox-Port"])
+        if one is not None and port != 49983:
+            return web.Response(body=await one.envd.box.fetch(port, request.path))
         if one is None or one.state != "running":
             return web.json_response({"message": "The sandbox was not found", "code": 502, "sandboxId": id}, status=502)
         assert request.headers["X-Access-Token"] == f"token-{id}"
@@ -52,7 +55,7 @@ class E2BService(Service):
         return await one.envd.answer(request)
 
     async def _create(self, body: dict[str, Any]) -> web.Response:
-        if body["templateID"] not in self.templates:
+        if not self.knows(body["templateID"]):
             return _refuse(404, f"template '{body['templateID']}' not found")
         one = await self.make(body, body.get("timeout", 300))
         one.ends = time.time() + one.timeout_s
@@ -107,10 +110,21 @@ class E2BService(Service):
                 else:
                     one.ends = max(one.ends, time.time() + timeout)
                 return web.json_response(self._brief(one), status=status)
+            case "POST", ["snapshots"]:
+                return web.json_response({"snapshotID": await self.snapshot(one), "names": []}, status=201)
+            case "GET", ["metrics"]:
+                return web.json_response([_measured(at) for at in (time.time() - 5, time.time())])
             case "PUT", ["network"]:
                 one.asked["network"] = await request.json()
                 return web.Response(status=204)
         return _refuse(404, request.path)
+
+
+def _measured(at: float) -> dict[str, Any]:
+    return {
+        "timestamp": _iso(at), "timestampUnix": int(at), "cpuCount": 2, "cpuUsedPct": 1.5, "memUsed": int(at),
+        "memTotal": 1 << 30, "memCache": 0, "diskUsed": 5 << 20, "diskTotal": 1 << 33,
+    }  # fmt: skip
 
 
 def _iso(at: float) -> str:

@@ -7,9 +7,11 @@ import base64
 import contextlib
 import json
 import os
+import pty
 import signal
 import stat
 import struct
+import termios
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,11 @@ class Faults:
 
 
 class Running:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
         self.process = process
         self.pid = process.pid
+        #: Our end of its terminal.
+        self.terminal = terminal
 
 
 class Envd:
@@ -81,14 +85,23 @@ class Envd:
             await _frame(response, {"error": {"code": "invalid_argument", "message": f"cwd '{cwd}' does not exist"}}, 2)
             return response
         argv = [config["cmd"], *config.get("args", [])]
-        process = await self.box.run(argv, {**self.env, **config.get("envs", {})}, cwd, stdin=stdin)
-        it = self.running[process.pid] = Running(process)
+        env, terminal, theirs = {**self.env, **config.get("envs", {})}, None, None
+        if "pty" in asked:
+            terminal, theirs = pty.openpty()
+            _resize(terminal, asked["pty"]["size"])
+        process = await self.box.run(argv, env, cwd, stdin=stdin, user=_user(request), terminal=theirs)
+        if theirs is not None:
+            os.close(theirs)
+        it = self.running[process.pid] = Running(process, terminal)
         await response.prepare(request)
         try:
             await _frame(response, {"event": {"start": {"pid": it.pid}}})
             await _frame(response, {"event": {"keepalive": {}}})
             lock = asyncio.Lock()
-            await asyncio.gather(self._copy(response, it, "stdout", lock), self._copy(response, it, "stderr", lock))
+            if it.terminal is None:
+                await asyncio.gather(self._copy(response, it, "stdout", lock), self._copy(response, it, "stderr", lock))
+            else:
+                await self._show(response, it)
             code = await process.wait()
             if self.faults.drop_stream:
                 assert request.transport is not None
@@ -101,7 +114,28 @@ class Envd:
             raise
         finally:
             self.running.pop(it.pid, None)
+            if it.terminal is not None:
+                os.close(it.terminal)  # what runs in it hangs up
         return response
+
+    async def _show(self, response: web.StreamResponse, it: Running) -> None:
+        """What a terminal shows, until its command has ended."""
+        assert it.terminal is not None
+        os.set_blocking(it.terminal, False)
+        while True:
+            ended = it.process.returncode is not None
+            try:
+                piece = os.read(it.terminal, 3001)
+            except BlockingIOError:
+                piece = b""
+            except OSError:  # nobody has its other end open
+                return
+            if piece:
+                await _frame(response, {"event": {"data": {"pty": base64.b64encode(piece).decode()}}})
+            elif ended:
+                return
+            else:
+                await asyncio.sleep(0.01)
 
     async def _copy(self, response: web.StreamResponse, it: Running, name: str, lock: asyncio.Lock) -> None:
         pipe = getattr(it.process, name)
@@ -146,9 +180,19 @@ class Envd:
 
     def _process_sendinput(self, body: dict[str, Any]) -> Any:
         it = self._at(body)
+        if it is not None and it.terminal is not None and "pty" in body["input"]:
+            os.write(it.terminal, base64.b64decode(body["input"]["pty"]))
+            return {}
         if it is None or it.process.stdin is None or it.process.returncode is not None:
             return _error(404, "not_found", "process not found")
         it.process.stdin.write(base64.b64decode(body["input"]["stdin"]))
+        return {}
+
+    def _process_update(self, body: dict[str, Any]) -> Any:
+        it = self._at(body)
+        if it is None or it.terminal is None:
+            return _error(404, "not_found", "process not found")
+        _resize(it.terminal, body["pty"]["size"])
         return {}
 
     def _process_closestdin(self, body: dict[str, Any]) -> Any:
@@ -233,6 +277,16 @@ class Envd:
             "name": place.name, "path": path, "type": f"FILE_TYPE_{kind}", "size": str(shown.st_size),
             "mode": shown.st_mode & 0o7777, "permissions": "", "owner": "user", "group": "user", "modifiedTime": at,
         }  # fmt: skip
+
+
+def _user(request: web.Request) -> str:
+    """As whom: the name in `Authorization`, root where there is none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return base64.b64decode(given).decode().rstrip(":") if scheme == "Basic" else "root"
+
+
+def _resize(terminal: int, size: dict[str, int]) -> None:
+    termios.tcsetwinsize(terminal, (size["rows"], size["cols"]))
 
 
 async def _drain(process: asyncio.subprocess.Process) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -41,6 +43,8 @@ class Service:
         self.faults = Faults()
         self.calls: list[tuple[str, str]] = []
         self.keys: set[str] = set()
+        self.snapshots: set[str] = set()
+        self._folder = tempfile.TemporaryDirectory(prefix="runra-kept-")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-service", daemon=True)
         self._thread.start()
@@ -78,12 +82,27 @@ class Service:
         await self.drop(one)
 
     async def make(self, body: dict[str, Any], timeout_s: float) -> Kept:
-        envd = Envd(await Box.start(), body.get("envVars") or {}, self.faults)
+        template = body["templateID"]
+        like = self._kept(template) if template in self.snapshots else None
+        envd = Envd(await Box.start(like), body.get("envVars") or {}, self.faults)
         one = Kept(
             new_id("x", 20)[2:], body["templateID"], envd, timeout_s, dict(body.get("metadata") or {}), asked=body
         )
         self.sandboxes[one.id] = one
         return one
+
+    def knows(self, template: str) -> bool:
+        return template in self.templates or template in self.snapshots
+
+    async def snapshot(self, one: Kept) -> str:
+        """Keep its files: a template from now on."""
+        id = new_id("s", 12)[2:]
+        await one.envd.box.keep(self._kept(id))
+        self.snapshots.add(id)
+        return id
+
+    def _kept(self, id: str) -> Path:
+        return Path(self._folder.name, id)
 
     async def drop(self, one: Kept) -> None:
         self.sandboxes.pop(one.id, None)
@@ -99,3 +118,4 @@ class Service:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        self._folder.cleanup()

@@ -15,7 +15,7 @@ from runra.events import Event, EventType
 from runra.runtime.capabilities import Ability, Capabilities, require
 from runra.runtime.providers import SandboxProvider
 from runra.runtime.sandboxes import shell
-from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, SandboxHandle
+from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, ResourceUse, SandboxHandle, TerminalHandle
 from runra.sdk.types import ListOptions, SandboxConfig
 
 #: How a provider tells what it did by itself, such as ending a sandbox whose time was over: type, sandbox, data.
@@ -79,8 +79,8 @@ class BaseProvider(ABC):
         """Run a command in the background (`background`)."""
         raise self._lacking("background")
 
-    async def open_terminal(self, id: str, **options: Any) -> Any:
-        """A terminal (`pty`)."""
+    async def open_terminal(self, id: str, **options: Any) -> TerminalHandle:
+        """A terminal (`pty`): `cols`, `rows`, and what the provider knows of `command`, `cwd`, `user`, `env`."""
         raise self._lacking("pty")
 
     async def expose_port(self, id: str, port: int) -> PortInfo:
@@ -100,6 +100,10 @@ class BaseProvider(ABC):
     async def snapshot(self, id: str, name: str | None = None) -> SnapshotInfo:
         """Keep its files as they are now (`snapshots`)."""
         raise self._lacking("snapshots")
+
+    async def usage(self, id: str) -> ResourceUse:
+        """What it uses now (`resources`). Asking is no activity."""
+        raise self._lacking("resources")
 
     def events(
         self, id: str, *, after: str | None, types: Sequence[str], connected: Callable[[], None]

@@ -72,14 +72,28 @@ class CubeClient:
     # --- the API ---------------------------------------------------------------------------------------------------
 
     async def control(
-        self, method: str, path: str, body: Any = None, *, id: str = "", again: bool = False, params: Any = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        id: str = "",
+        again: bool = False,
+        params: Any = None,
+        limit_s: float | None = None,
     ) -> Any:
         """A call of the API; its JSON, or None where it answers nothing. With `again` a 503 is asked again for as long
         as it says, up to a minute: for what may be repeated."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             status, headers, data = await self._ask(
-                method, f"{self._master}{path}", self._key, json=body, params=params, doing=f"{method} {path}"
+                method,
+                f"{self._master}{path}",
+                self._key,
+                json=body,
+                params=params,
+                doing=f"{method} {path}",
+                limit_s=limit_s,
             )
             if status < 300:
                 return data
@@ -90,11 +104,19 @@ class CubeClient:
             await asyncio.sleep(wait)
 
     async def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], *, doing: str, **options: Any
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        doing: str,
+        limit_s: float | None = None,
+        **options: Any,
     ) -> tuple[int, Mapping[str, str], Any]:
+        seconds = self._limit_s if limit_s is None else limit_s
         try:
             async with (
-                asyncio.timeout(self._limit_s),
+                asyncio.timeout(seconds),
                 self._session.request(method, url, headers=headers, allow_redirects=False, **options) as answer,
             ):
                 raw = await answer.read()
@@ -106,7 +128,7 @@ class CubeClient:
                         data = None
                 return answer.status, answer.headers, data
         except TimeoutError:
-            raise _unreachable(doing, f"no answer within {self._limit_s:g} s", "timeout") from None
+            raise _unreachable(doing, f"no answer within {seconds:g} s", "timeout") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _unreachable(doing, str(error) or type(error).__name__, "connect") from error
 

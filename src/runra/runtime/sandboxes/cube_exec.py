@@ -30,8 +30,11 @@ _START_S: Final = 30.0
 class CubeExec:
     """A started command."""
 
-    def __init__(self, opened: aiohttp.ClientResponse, call: Call, kill: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, opened: aiohttp.ClientResponse, call: Call, kill: Callable[[], Awaitable[None]], input: str = "stdin"
+    ) -> None:
         self.pid = 0
+        self._input = input
         self._opened = opened
         self._call = call
         self._kill = kill
@@ -50,8 +53,9 @@ class CubeExec:
         stdin: bool,
         env: dict[str, str],
         cwd: str,
+        size: tuple[int, int] | None = None,
     ) -> CubeExec:
-        """Start a command. Raises what the sandbox answers."""
+        """Start a command, in a terminal of `size` (rows, columns) if that is set. Raises what the sandbox answers."""
         tag = new_id("exec")
         config = {"cmd": "/bin/bash", "args": ["-l", "-c", command], "envs": {**env, shell.TAG: tag}, "cwd": cwd}
 
@@ -61,7 +65,10 @@ class CubeExec:
             with contextlib.closing(killer):
                 await killer.read()  # its end: then they are dead
 
-        it = cls(await open(frame({"process": config, "stdin": stdin})), call, kill)
+        asked: dict[str, Any] = {"process": config, "stdin": stdin}
+        if size is not None:
+            asked["pty"] = {"size": {"rows": size[0], "cols": size[1]}}
+        it = cls(await open(frame(asked)), call, kill, "stdin" if size is None else "pty")
         try:
             async with asyncio.timeout(_START_S):
                 while not it.pid and it._end is None:
@@ -98,7 +105,7 @@ class CubeExec:
         if isinstance(start, dict) and isinstance(start.get("pid"), int):
             self.pid = start["pid"]
         if isinstance(data, dict):
-            for name in ("stdout", "stderr"):
+            for name in ("stdout", "stderr", "pty"):
                 if isinstance(text := data.get(name), str):
                     with contextlib.suppress(binascii.Error):
                         self._pieces.append(("stderr" if name == "stderr" else "stdout", base64.b64decode(text)))
@@ -111,7 +118,7 @@ class CubeExec:
         return ended_as(code if isinstance(code, int) else 0, status if isinstance(status, str) else None)
 
     async def write(self, data: bytes) -> None:
-        told = {"process": {"pid": self.pid}, "input": {"stdin": base64.b64encode(data).decode()}}
+        told = {"process": {"pid": self.pid}, "input": {self._input: base64.b64encode(data).decode()}}
         try:
             await self._call("SendInput", told)
         except RunraError as error:
@@ -120,6 +127,9 @@ class CubeExec:
                     "INVALID_STATE", "the command's stdin is closed", details={"reason": "stdin_closed"}
                 ) from error
             raise
+
+    async def resize(self, rows: int, cols: int) -> None:
+        await self._call("Update", {"process": {"pid": self.pid}, "pty": {"size": {"rows": rows, "cols": cols}}})
 
     async def close_stdin(self) -> None:
         raise RunraError("INVALID_CONFIG", "CubeSandbox cannot end the stdin of a process; let the command read less")

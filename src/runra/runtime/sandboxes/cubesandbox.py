@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 from pydantic import ValidationError
 
-from runra.contract import ExecutionResult, FileEntry
+from runra.contract import SNAPSHOT_IMAGE, ExecutionResult, FileEntry, SnapshotInfo
 from runra.contract.network import Egress, Network
 from runra.errors import RunraError, not_found
 from runra.events import now_iso
@@ -26,12 +26,15 @@ from runra.runtime.sandboxes.cube_exec import CubeExec
 from runra.runtime.sandboxes.ledger import Ledger, state_dir
 from runra.runtime.sandboxes.lifetimes import Life
 from runra.runtime.sandboxes.running import Attached, finish
+from runra.runtime.sandboxes.terminals import SHELL, Resize, TerminalOptions
 from runra.runtime.sandboxes.timed import TimedProvider
 from runra.runtime.tasks import to_end
-from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, SandboxHandle
+from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, SandboxHandle, TerminalHandle
 from runra.sdk.types import ListOptions, SandboxConfig, refused
 
 _UNDO_S: Final = 60.0
+#: It takes up to 240 s.
+_SNAPSHOT_S: Final = 250.0
 _POLL_S: Final = 0.1
 #: Just after a resume the API may not know a sandbox for a moment.
 _FRESH_S: Final = 5.0
@@ -51,6 +54,7 @@ class CubeSandboxProvider(TimedProvider):
         "streaming",
         "stdin",
         "background",
+        "pty",
         "user",
         "ports",
         "pause",
@@ -62,9 +66,11 @@ class CubeSandboxProvider(TimedProvider):
         "network_change",
         "metadata",
         "metadata_filter",
+        "snapshots",
         ports="every port is always reachable at its URL; none can be closed",
         timeout="watched by the process that uses the provider",
         idle_timeout="watched by the process that uses the provider",
+        snapshots="with its processes and memory",
     )
 
     async def initialize(self, config: Mapping[str, Any]) -> None:
@@ -140,7 +146,7 @@ class CubeSandboxProvider(TimedProvider):
 
     def _wanted(self, config: SandboxConfig) -> dict[str, Any]:
         wanted: dict[str, Any] = {
-            "templateID": self._config.templates.get(config.image, config.image),
+            "templateID": self._config.templates.get(config.image, config.image.removeprefix(SNAPSHOT_IMAGE)),
             "timeout": -(-config.timeout_ms // 1000) + 60,  # should the next call never come
             "envVars": config.env,
             "metadata": config.metadata,
@@ -355,7 +361,19 @@ class CubeSandboxProvider(TimedProvider):
 
         return await self._in_background(id, attach, chosen)
 
-    async def _attach(self, id: str, command: str, options: ExecuteOptions, *, stdin: bool) -> CubeExec:
+    async def open_terminal(self, id: str, **options: Any) -> TerminalHandle:
+        chosen = TerminalOptions.of(options)
+
+        async def attach() -> tuple[CubeExec, Resize]:
+            size = chosen.rows, chosen.cols
+            attached = await self._attach(id, chosen.command or SHELL, chosen.execute(), stdin=True, size=size)
+            return attached, attached.resize
+
+        return await self._in_terminal(id, attach)
+
+    async def _attach(
+        self, id: str, command: str, options: ExecuteOptions, *, stdin: bool, size: tuple[int, int] | None = None
+    ) -> CubeExec:
         note = self._note(id)
 
         async def open(body: bytes) -> aiohttp.ClientResponse:
@@ -366,7 +384,9 @@ class CubeSandboxProvider(TimedProvider):
             return await self._inside(id, "POST", f"/process.Process/{method}", json=message)
 
         cwd = options.cwd or note.get("workdir") or _HOME
-        return await CubeExec.start(open, call, command, options, stdin=stdin, env=dict(options.env), cwd=cwd)
+        return await CubeExec.start(
+            open, call, command, options, stdin=stdin, env=dict(options.env), cwd=cwd, size=size
+        )
 
     async def _inside(self, id: str, method: str, path: str, **options: Any) -> Any:
         note = self._note(id)
@@ -442,6 +462,19 @@ class CubeSandboxProvider(TimedProvider):
     async def _put_network(self, id: str, network: Network) -> None:
         policy = _network(network.egress) if network.egress is not None else {}
         await self._ask(id, "PUT", f"/sandboxes/{id}/network", policy.get("network", {}), again=True)
+
+    async def snapshot(self, id: str, name: str | None = None) -> SnapshotInfo:
+        async with self._active(id):
+            told = await self._client.control(
+                "POST", f"/sandboxes/{id}/snapshots", {"name": name} if name else {}, id=id, limit_s=_SNAPSHOT_S
+            )
+        taken = told.get("snapshotID") if isinstance(told, dict) else None
+        if not isinstance(taken, str) or not taken:
+            raise RunraError("INTERNAL_ERROR", "cubesandbox: it answered no snapshotID; is this its API?")
+        image = self._note(id).get("image") or ""
+        return SnapshotInfo(
+            id=taken, name=name, organization_id="", sandbox_id=id, image=image, size_bytes=0, created_at=now_iso()
+        )
 
     async def dispose(self) -> None:
         await self._unwatch()

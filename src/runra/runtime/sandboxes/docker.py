@@ -19,13 +19,24 @@ from runra.ids import SANDBOX_ID, new_id
 from runra.runtime.capabilities import Capabilities
 from runra.runtime.sandboxes import shell
 from runra.runtime.sandboxes.docker_exec import DockerExec, mapped
-from runra.runtime.sandboxes.docker_shape import LABEL, DockerConfig, asked, container, epoch, handle, is_ours, name_of
+from runra.runtime.sandboxes.docker_shape import (
+    LABEL,
+    DockerConfig,
+    asked,
+    container,
+    epoch,
+    handle,
+    is_ours,
+    name_of,
+    used,
+)
 from runra.runtime.sandboxes.ledger import Ledger, state_dir
 from runra.runtime.sandboxes.lifetimes import Life
 from runra.runtime.sandboxes.running import Attached, finish
+from runra.runtime.sandboxes.terminals import SHELL, Resize, TerminalOptions
 from runra.runtime.sandboxes.timed import TimedProvider
 from runra.runtime.tasks import to_end
-from runra.runtime.types import ExecuteOptions, ProcessHandle, SandboxHandle
+from runra.runtime.types import ExecuteOptions, ProcessHandle, ResourceUse, SandboxHandle, TerminalHandle
 from runra.sdk.types import ListOptions, SandboxConfig, refused
 
 _log = logging.getLogger("runra.runtime")
@@ -49,6 +60,7 @@ class DockerProvider(TimedProvider):
         "stdin",
         "background",
         "stdin_end",
+        "pty",
         "user",
         "pause",
         "auto_resume",
@@ -59,8 +71,10 @@ class DockerProvider(TimedProvider):
         "network_deny",
         "metadata",
         "metadata_filter",
+        "resources",
         timeout="watched by the process that uses the provider",
         idle_timeout="watched by the process that uses the provider",
+        resources="CPU and memory",
     )
 
     async def initialize(self, config: Mapping[str, Any]) -> None:
@@ -268,10 +282,30 @@ class DockerProvider(TimedProvider):
 
         return await self._in_background(id, attach, chosen)
 
-    async def _attach(self, id: str, command: str | Sequence[str], options: ExecuteOptions, stdin: bool) -> DockerExec:
+    async def open_terminal(self, id: str, **options: Any) -> TerminalHandle:
+        chosen = TerminalOptions.of(options)
+
+        async def attach() -> tuple[DockerExec, Resize]:
+            attached = await self._attach(id, chosen.command or SHELL, chosen.execute(), stdin=True, tty=True)
+            try:
+                await attached.resize(chosen.rows, chosen.cols)
+                await attached.find_pid()
+            except BaseException:
+                await to_end(attached.kill(), _UNDO_S)
+                await attached.close()
+                raise
+            return attached, attached.resize
+
+        return await self._in_terminal(id, attach)
+
+    async def _attach(
+        self, id: str, command: str | Sequence[str], options: ExecuteOptions, stdin: bool, tty: bool = False
+    ) -> DockerExec:
         argv = shell.argv(shell.BASH_ELSE_SH, command) if isinstance(command, str) else list(command)
         async with self._call("running a command", id=id):
-            return await DockerExec.start(self._docker, name_of(id), argv, options, stdin=stdin, limit_s=self._limit_s)
+            return await DockerExec.start(
+                self._docker, name_of(id), argv, options, stdin=stdin, limit_s=self._limit_s, tty=tty
+            )
 
     async def read_bytes(self, id: str, path: str) -> bytes:
         parts: list[bytes] = []
@@ -282,6 +316,12 @@ class DockerProvider(TimedProvider):
             result = await finish(_Tee(attached, parts), ExecuteOptions(timeout_ms=300_000))
         shell.check(result, "read", path)
         return b"".join(parts)
+
+    async def usage(self, id: str) -> ResourceUse:
+        shown = await self._show(id)
+        async with self._call("asking what it uses", id=id):
+            told = await self._docker.containers.container(name_of(id)).stats(stream=False)
+        return used(shown, told[-1] if told else {})
 
     # --- what it stands on -------------------------------------------------------------------------------------------
 

@@ -50,12 +50,14 @@ class DockerExec:
         *,
         stdin: bool,
         limit_s: float,
+        tty: bool = False,
     ) -> DockerExec:
         """Start a command. Raises DockerError."""
         tag = new_id("exec")
         exec = await docker.containers.container(container).exec(
             argv,
             stdin=stdin,
+            tty=tty,
             environment={**options.env, shell.TAG: tag},
             workdir=options.cwd,
             user=options.user or "",
@@ -124,6 +126,22 @@ class DockerExec:
             await self._stream.write_in(data)
         except (RuntimeError, aiohttp.ClientError, OSError, AssertionError) as error:
             raise self._closed() from error
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Of a terminal. The engine knows it a moment after the start."""
+        try:
+            for last in (*[False] * 49, True):
+                try:
+                    await self._exec.resize(h=rows, w=cols)
+                    return
+                except aiodocker.DockerError as error:
+                    if (await self._exec.inspect()).get("ExitCode") is not None:
+                        return  # it has ended
+                    if last:
+                        raise mapped(error, "resizing a terminal", self._container.removeprefix("runra-")) from None
+                await asyncio.sleep(0.02)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._broken(error) from error
 
     async def close_stdin(self) -> None:
         # aiodocker can only close both directions; half of it is asyncio's own.

@@ -13,7 +13,7 @@ from pydantic import Field
 from runra.contract import Request
 from runra.errors import RunraError
 from runra.ids import SANDBOX_ID
-from runra.runtime.types import SandboxHandle
+from runra.runtime.types import ResourceUse, SandboxHandle
 from runra.sdk.types import SandboxConfig
 
 LABEL: Final = "dev.runra"
@@ -169,3 +169,16 @@ def epoch(time_text: str) -> float:
     """The engine's time in seconds; now, when it tells none."""
     at = _iso(time_text)
     return datetime.fromisoformat(at).timestamp() if at is not None else time.time()
+
+
+def used(shown: Mapping[str, Any], stats: Mapping[str, Any]) -> ResourceUse:
+    """What a container uses, as the engine measured it. It is not told of one that has ended meanwhile."""
+    nanoseconds = ((stats.get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage")
+    memory = (stats.get("memory_stats") or {}).get("usage")
+    cores = shown["HostConfig"].get("NanoCpus") or None
+    return ResourceUse(
+        cpu_ms=nanoseconds // 1_000_000 if isinstance(nanoseconds, int) and nanoseconds else None,
+        cpu_limit=cores / 1e9 if cores else None,
+        memory_bytes=memory if isinstance(memory, int) else None,
+        memory_limit_bytes=shown["HostConfig"].get("Memory") or None,
+    )

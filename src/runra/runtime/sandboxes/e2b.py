@@ -15,7 +15,7 @@ import e2b
 from e2b import AsyncSandbox, SandboxQuery, SandboxState
 from pydantic import Field, ValidationError
 
-from runra.contract import ExecutionResult, FileEntry, Request
+from runra.contract import SNAPSHOT_IMAGE, ExecutionResult, FileEntry, Request, SnapshotInfo
 from runra.contract.network import Network
 from runra.errors import RunraError, not_found
 from runra.events import now_iso
@@ -25,8 +25,9 @@ from runra.runtime.sandboxes.base import BaseProvider, Files, Ports
 from runra.runtime.sandboxes.e2b_errors import is_gone, mapped
 from runra.runtime.sandboxes.e2b_exec import E2BExec
 from runra.runtime.sandboxes.running import Running, finish
+from runra.runtime.sandboxes.terminals import AttachedTerminal, TerminalOptions
 from runra.runtime.tasks import to_end
-from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, SandboxHandle
+from runra.runtime.types import ExecuteOptions, PortInfo, ProcessHandle, ResourceUse, SandboxHandle, TerminalHandle
 from runra.sdk.types import ListOptions, SandboxConfig, refused
 
 _log = logging.getLogger("runra.runtime")
@@ -34,6 +35,7 @@ _log = logging.getLogger("runra.runtime")
 #: Notes of ours among a sandbox's metadata; they are not shown.
 _NOTE: Final = "runra."
 _UNDO_S: Final = 30.0
+_SNAPSHOT_S: Final = 240.0
 _ID: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 #: Where E2B's own commands start.
 _HOME: Final = "/home/user"
@@ -61,6 +63,7 @@ class E2BProvider(BaseProvider):
         "stdin",
         "background",
         "stdin_end",
+        "pty",
         "user",
         "ports",
         "pause",
@@ -70,8 +73,13 @@ class E2BProvider(BaseProvider):
         "network_change",
         "metadata",
         "metadata_filter",
+        "snapshots",
+        "resources",
         timeout="held by E2B, in whole seconds",
         ports="every port is always reachable at its URL; none can be closed",
+        pty="a login shell, into which a command you name is typed",
+        snapshots="with its processes and memory",
+        resources="memory and disk",
     )
 
     async def initialize(self, config: Mapping[str, Any]) -> None:
@@ -95,6 +103,7 @@ class E2BProvider(BaseProvider):
         self._exposed: dict[str, dict[int, PortInfo]] = {}
         self._workdirs: dict[str, str] = {}
         self._background: set[Running] = set()
+        self._terminals: set[AttachedTerminal] = set()
         if not e2b.ConnectionConfig(**self._options).api_key:
             raise RunraError(
                 "INVALID_CONFIG", "no E2B key: give sandbox.apiKey or set E2B_API_KEY", details={"field": "apiKey"}
@@ -110,7 +119,7 @@ class E2BProvider(BaseProvider):
         egress = config.network.egress if config.network is not None else None
         creating = asyncio.ensure_future(
             AsyncSandbox.create(
-                template=config.image,
+                template=config.image.removeprefix(SNAPSHOT_IMAGE),
                 timeout=-(-config.timeout_ms // 1000),
                 metadata={**config.metadata, **notes},
                 envs=config.env,
@@ -205,6 +214,16 @@ class E2BProvider(BaseProvider):
                 await running.close_stdin()
         return running
 
+    async def open_terminal(self, id: str, **options: Any) -> TerminalHandle:
+        chosen = TerminalOptions.of(options)
+        if chosen.cwd is None and id in self._workdirs:
+            chosen = chosen.model_copy(update={"cwd": self._workdirs[id]})
+        async with self._call("opening a terminal", id):
+            attached = await E2BExec.open(await self._at(id), chosen)
+        terminal = AttachedTerminal(attached, attached.resize, lambda: self._terminals.discard(terminal))
+        self._terminals.add(terminal)
+        return terminal
+
     async def _attach(self, id: str, command: str | Sequence[str], options: ExecuteOptions, *, stdin: bool) -> E2BExec:
         sandbox = await self._at(id)
         words = command if isinstance(command, str) else shlex.join(command)
@@ -265,6 +284,33 @@ class E2BProvider(BaseProvider):
         async with self._call("changing the network", id):
             await AsyncSandbox.update_network(_checked(id), _network(network.egress), **self._options)
 
+    # --- snapshots and what it uses ----------------------------------------------------------------------------------
+
+    async def snapshot(self, id: str, name: str | None = None) -> SnapshotInfo:
+        async with self._call("taking a snapshot", id):
+            taken = await AsyncSandbox.create_snapshot(
+                _checked(id), name=name, **{**self._options, "request_timeout": _SNAPSHOT_S}
+            )
+            info = await AsyncSandbox.get_info(id, **self._options)
+        image = self._handle(info).image
+        return SnapshotInfo(
+            id=taken.snapshot_id, name=name, organization_id="", sandbox_id=id, image=image, size_bytes=0,
+            created_at=now_iso(),
+        )  # fmt: skip
+
+    async def usage(self, id: str) -> ResourceUse:
+        async with self._call("asking what it uses", id):
+            found = await AsyncSandbox.get_metrics(_checked(id), **self._options)
+        if not found:
+            return ResourceUse()
+        latest = max(found, key=lambda one: one.timestamp)
+        return ResourceUse(
+            memory_bytes=latest.mem_used,
+            memory_limit_bytes=latest.mem_total,
+            disk_bytes=latest.disk_used,
+            disk_limit_bytes=latest.disk_total,
+        )
+
     # --- what it stands on -------------------------------------------------------------------------------------------
 
     async def _at(self, id: str) -> AsyncSandbox:
@@ -319,6 +365,8 @@ class E2BProvider(BaseProvider):
         ) from error
 
     async def dispose(self) -> None:
+        for terminal in list(self._terminals):
+            await terminal.close()
         for running in list(self._background):
             await running.abandon()
         self._met.clear()

@@ -6,13 +6,14 @@ import asyncio
 import shlex
 from typing import Any, Final
 
-from e2b import AsyncSandbox, CommandExitException
+from e2b import AsyncSandbox, CommandExitException, PtySize
 
 from runra.errors import RunraError
 from runra.ids import new_id
 from runra.runtime.sandboxes import shell
 from runra.runtime.sandboxes.e2b_errors import is_gone, mapped
 from runra.runtime.sandboxes.envd import ended_as
+from runra.runtime.sandboxes.terminals import TerminalOptions
 from runra.runtime.types import ExecuteOptions
 from runra.sdk.output import Stream
 
@@ -56,10 +57,34 @@ class E2BExec:
             timeout=0,  # ours, so that what it started is killed as well
             retain_output=False,
         )
-        it.pid = it._handle.pid
-        it._waiting = asyncio.create_task(it._wait(), name=f"runra-e2b {it.pid}")
-        it._waiting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        it._watch()
         return it
+
+    @classmethod
+    async def open(cls, sandbox: AsyncSandbox, options: TerminalOptions) -> E2BTerminal:
+        """Start a terminal: E2B's login shell, into which a command is typed. Raises what E2B's SDK raises."""
+        it = E2BTerminal(sandbox, options.execute(), "")
+
+        async def shown(data: bytes) -> None:
+            await it._queue.put(("stdout", bytes(data)))
+
+        it._handle = await sandbox.pty.create(
+            PtySize(rows=options.rows, cols=options.cols),
+            shown,
+            user=options.user,
+            cwd=options.cwd,
+            envs=dict(it._options.env),
+            timeout=0,
+        )
+        it._watch()
+        if options.command is not None:
+            await it.write(f"exec {shlex.join(['/bin/bash', '-c', options.command])}\n".encode())
+        return it
+
+    def _watch(self) -> None:
+        self.pid = self._handle.pid
+        self._waiting = asyncio.create_task(self._wait(), name=f"runra-e2b {self.pid}")
+        self._waiting.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _wait(self) -> tuple[int | None, str | None]:
         try:
@@ -123,3 +148,26 @@ class E2BExec:
         if self._waiting is not None:
             self._waiting.cancel()
         await self._handle.disconnect()
+
+
+class E2BTerminal(E2BExec):
+    """A terminal there."""
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._sandbox.pty.send_stdin(self.pid, data)
+        except Exception as error:
+            raise self._stdin(error) from error
+
+    async def resize(self, rows: int, cols: int) -> None:
+        try:
+            await self._sandbox.pty.resize(self.pid, PtySize(rows=rows, cols=cols))
+        except Exception as error:
+            raise mapped(error, "resizing a terminal", self._sandbox.sandbox_id) from error
+
+    async def kill(self) -> None:
+        try:
+            await self._handle.kill()  # its shell: what runs in the terminal hangs up with it
+        except Exception as error:
+            if not is_gone(error):
+                raise mapped(error, "ending a terminal", self._sandbox.sandbox_id) from error

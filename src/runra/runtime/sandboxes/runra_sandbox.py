@@ -18,7 +18,7 @@ from runra.runtime.capabilities import Capabilities
 from runra.runtime.sandboxes import shell
 from runra.runtime.sandboxes.base import BaseProvider, Files, Ports
 from runra.runtime.tasks import to_end
-from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle
+from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle, TerminalHandle
 from runra.sdk._async.client import AsyncRunra
 from runra.sdk._async.events import AsyncEventStream
 from runra.sdk._async.processes import AsyncProcess
@@ -63,6 +63,7 @@ class RunraSandboxProvider(BaseProvider):
         "metadata_filter",
         "snapshots",
         "isolation",
+        "resources",
         "events",
         network_allow_list="where the server can hold it; one that cannot refuses the create",
     )
@@ -121,7 +122,7 @@ class RunraSandboxProvider(BaseProvider):
             await process.close_stdin()
         return process
 
-    async def open_terminal(self, id: str, **options: Any) -> Any:
+    async def open_terminal(self, id: str, **options: Any) -> TerminalHandle:
         return await (await self._at(id)).terminal(**options)
 
     async def pause(self, id: str) -> None:

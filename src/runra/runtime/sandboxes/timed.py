@@ -14,6 +14,7 @@ from runra.runtime.sandboxes.base import BaseProvider
 from runra.runtime.sandboxes.ledger import Ledger
 from runra.runtime.sandboxes.lifetimes import Life, Lifetimes
 from runra.runtime.sandboxes.running import Attached, Running
+from runra.runtime.sandboxes.terminals import AttachedTerminal, Resize
 from runra.runtime.tasks import to_end
 from runra.runtime.types import ExecuteOptions
 
@@ -56,8 +57,11 @@ class TimedProvider(BaseProvider):
         self._ledger = ledger
         self._lifetimes = Lifetimes(ledger, self._time_over, self._idle)
         self._background: set[Running] = set()
+        self._terminals: set[AttachedTerminal] = set()
 
     async def _unwatch(self) -> None:
+        for terminal in list(self._terminals):
+            await terminal.close()
         for running in list(self._background):
             await running.abandon()
         await self._lifetimes.close()
@@ -201,3 +205,20 @@ class TimedProvider(BaseProvider):
             await running.send_stdin(options.stdin.encode() if isinstance(options.stdin, str) else options.stdin)
             await running.close_stdin()
         return running
+
+    async def _in_terminal(self, id: str, attach: Callable[[], Awaitable[tuple[Attached, Resize]]]) -> AttachedTerminal:
+        """A terminal that keeps its sandbox from being idle until it is closed."""
+        life = await self._use(id)
+        try:
+            attached, resize = await attach()
+        except BaseException:
+            self._lifetimes.release(life)
+            raise
+
+        def ended() -> None:
+            self._lifetimes.release(life)
+            self._terminals.discard(terminal)
+
+        terminal = AttachedTerminal(attached, resize, ended)
+        self._terminals.add(terminal)
+        return terminal

@@ -259,6 +259,101 @@ def test_streaming(bench: Bench, sandbox: Sandbox) -> None:
     assert last - first > 0.8, "the first line came only with the last"
 
 
+def test_output_is_told_to_who_asks_for_it(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("streaming")
+    pieces: list[Event] = []
+
+    async def ask() -> Callable[[], None]:
+        return bench.runra.on("exec.streamed", pieces.append)
+
+    off = bench.run(ask())
+
+    def told(stream: str, command: str) -> str:
+        mine = [one.data for one in pieces if one.data["command"] == command and one.data["stream"] == stream]
+        return "".join(data["data"] for data in sorted(mine, key=lambda data: data["offset"]))
+
+    command = "echo one; echo two >&2; sleep 0.3; printf ü"
+    bench.run(sandbox.exec(command))
+    bench.until(lambda: (told("stdout", command), told("stderr", command)) == ("one\nü", "two\n"))
+    if "background" in bench.can:
+
+        async def left() -> int:
+            process = await sandbox.exec("echo in the background", background=True)
+            await process.wait()
+            return process.pid
+
+        pid = bench.run(left())
+        bench.until(lambda: told("stdout", "echo in the background") == "in the background\n")
+        assert pieces[-1].data["pid"] == pid
+
+    async def unheard() -> None:
+        off()
+        await sandbox.exec("echo unheard")
+
+    asked = len(pieces)
+    bench.run(unheard())
+    bench.until(lambda: "exec.completed" in bench.of(sandbox))
+    assert len(pieces) == asked
+    assert "exec.streamed" not in bench.of(sandbox), "it comes only to who names it"
+
+
+def test_another_user(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("user")
+    own = bench.run(sandbox.exec("id -u")).stdout.strip()
+    listed = bench.run(sandbox.exec("cut -d: -f1,3 /etc/passwd", check=True)).stdout.split()
+    others = [line.split(":") for line in listed if line.split(":")[1] not in ("0", own)]
+    if not others:
+        pytest.skip("the image has no other user")
+    name, number = others[0]
+    assert bench.run(sandbox.exec("id -u", user=name)).stdout.strip() == number
+    assert bench.run(sandbox.exec("touch /etc/not-mine", user=name)).exit_code != 0
+    assert bench.run(sandbox.exec("id -u")).stdout.strip() == own
+
+
+def test_a_terminal(bench: Bench, sandbox: Sandbox) -> None:
+    bench.needs("pty")
+
+    async def talk() -> None:
+        async with await sandbox.terminal(cols=100, rows=30, cwd="/tmp") as terminal:
+            shown = b""
+
+            async def until(text: str, timeout_ms: int = 20_000) -> None:
+                nonlocal shown
+                while text.encode() not in shown:
+                    piece = await terminal.recv(timeout_ms)
+                    assert piece is not None, shown
+                    shown += piece
+                shown = shown.partition(text.encode())[2]
+
+            await terminal.send("stty size; echo $((6*7))-$TERM-$PWD\n")
+            await until("30 100")
+            await until("42-xterm-256color-/tmp")
+            await terminal.resize(40, 120)
+            await terminal.send(b"stty size; printf '\\303\\274\\n'\n")
+            await until("40 120")
+            await until("ü")
+            with pytest.raises(RunraError) as caught:
+                await until("what never comes", 1000)
+            assert (caught.value.code, caught.value.details["reason"]) == ("NETWORK_ERROR", "timeout")
+            assert terminal.exit is None
+            await terminal.send("exit 3\n")
+            assert (await terminal.wait(20_000)).exit_code == 3
+            assert await terminal.recv() is None
+
+    bench.run(talk())
+
+    async def command() -> tuple[bytes, int | None]:
+        async with await sandbox.terminal(command="test -t 0 && echo on a terminal; exit 5") as terminal:
+            shown = b"".join([piece async for piece in terminal])
+            assert terminal.exit is not None
+            return shown, terminal.exit.exit_code
+
+    shown, code = bench.run(command())
+    assert b"on a terminal" in shown
+    assert code == 5
+    assert refused(lambda: bench.run(sandbox.terminal(cols=0))).code == "INVALID_REQUEST"
+
+
 def test_stdin(bench: Bench, sandbox: Sandbox) -> None:
     bench.needs("stdin")
     assert bench.run(sandbox.exec("cat", stdin="text ü\n")).stdout == "text ü\n"
@@ -354,6 +449,74 @@ def test_what_is_wrong_with_a_file_is_said(bench: Bench, sandbox: Sandbox) -> No
 
 
 # --- abilities ---------------------------------------------------------------------------------------------------
+
+#: A web server of what an image may have, on loopback.
+SERVER: Final = """
+mkdir -p /tmp/served && cd /tmp/served && echo from inside > index.html
+if command -v python3 >/dev/null; then exec python3 -m http.server 8765 --bind 127.0.0.1; fi
+exec busybox httpd -f -p 127.0.0.1:8765
+"""
+
+
+def test_a_port_leads_inside(bench: Bench, runra_reach: Callable[[str], bytes]) -> None:
+    bench.needs("ports", "background")
+    sandbox = bench.create()
+    ready = bench.run(sandbox.exec("command -v python3 || command -v busybox")).exit_code == 0
+    if not ready:
+        pytest.skip("the image has no web server: neither python3 nor busybox")
+    bench.run(sandbox.exec(SERVER, background=True))
+    exposed = bench.run(sandbox.expose_port(8765))
+    assert exposed.port == 8765
+    assert "8765" in exposed.url
+    assert [one.port for one in bench.run(sandbox.get_ports())] == [8765]
+    deadline = time.monotonic() + 20
+    while (page := _page(runra_reach, exposed.url)) != b"from inside\n":
+        assert time.monotonic() < deadline, page
+        bench.run(asyncio.sleep(0.1))
+    bench.until(lambda: "port.exposed" in bench.of(sandbox))
+    if "ports" not in bench.can.notes:  # where one can be closed
+        bench.run(sandbox.close_port(8765))
+        assert bench.run(sandbox.get_ports()) == []
+        assert _page(runra_reach, exposed.url) != b"from inside\n"
+        bench.until(lambda: "port.closed" in bench.of(sandbox))
+    else:
+        assert refused(lambda: bench.run(sandbox.close_port(8765))).code == "INVALID_CONFIG"
+    bench.run(sandbox.terminate())
+
+
+def _page(reach: Callable[[str], bytes], url: str) -> bytes:
+    try:
+        return reach(url)
+    except OSError as error:
+        return str(error).encode()
+
+
+def test_a_volume_outlives_its_sandbox(bench: Bench, runra_volume: str) -> None:
+    bench.needs("volumes")
+    first = bench.create(volumes=[{"name": runra_volume, "path": "/kept"}])
+    bench.run(first.exec("echo kept > /kept/file", check=True))
+    bench.run(first.terminate())
+    second = bench.create(volumes=[{"name": runra_volume, "path": "/kept", "readOnly": True}])
+    assert bench.run(second.exec("cat /kept/file")).stdout == "kept\n"
+    assert bench.run(second.exec("touch /kept/more")).exit_code != 0
+    bench.run(second.terminate())
+
+
+def test_what_it_uses_is_told(bench: Bench) -> None:
+    bench.needs("resources")
+    if "events" in bench.can:
+        pytest.skip("the provider's server tells it, in its own time")
+    runra = bench.another()
+    runra._session.resources.every_s = 0.1
+    told: list[Event] = []
+    runra.on("resource.*", told.append)
+    sandbox = bench.run(runra.create_sandbox(image=bench.image))
+    bench.until(lambda: "resource.memory" in {event.type for event in told})
+    memory = next(event for event in told if event.type == "resource.memory")
+    assert memory.sandbox_id == sandbox.id
+    assert memory.data["memoryBytes"] > 0
+    bench.run(sandbox.terminate())
+    bench.run(runra.dispose())
 
 
 def test_pause_and_resume(bench: Bench) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--runra-provider", metavar="MODULE:CLASS", help="the provider to run the conformance suite against"
     )
     group.addoption("--runra-provider-config", metavar="JSON", default="{}", help="its configuration")
+    group.addoption("--runra-volume", metavar="NAME", help="a volume that is there, of a provider that has such")
     group.addoption("--runra-image", metavar="NAME", default="base", help="the image its sandboxes are made of")
 
 
@@ -38,3 +42,29 @@ def runra_provider(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any],
     factory = getattr(import_module(module), name)
     given = json.loads(str(request.config.getoption("--runra-provider-config")))
     return factory, given, str(request.config.getoption("--runra-image"))
+
+
+@pytest.fixture(scope="module")
+def runra_volume(request: pytest.FixtureRequest) -> str:
+    """A volume that is there. Override it to make one."""
+    name = request.config.getoption("--runra-volume")
+    if not name:
+        pytest.skip("name a volume with --runra-volume NAME")
+    return str(name)
+
+
+def reach(url: str) -> bytes:
+    """The page at a port's URL. Raises OSError."""
+    parts = urlsplit(url)
+    if not (parts.hostname or "").endswith(".localhost"):
+        asked = Request(url)
+    else:  # browsers know that these are this machine; not every resolver does
+        asked = Request(f"{parts.scheme}://127.0.0.1:{parts.port or 80}/", headers={"Host": parts.netloc})
+    with urlopen(asked, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+@pytest.fixture(scope="module")
+def runra_reach() -> Callable[[str], bytes]:
+    """Gets the page at a port's URL. Override it where the name leads nowhere from here."""
+    return reach
