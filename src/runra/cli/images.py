@@ -17,6 +17,7 @@ import typer
 
 from runra.cli.lifecycle import AsJson
 from runra.cli.output import age, is_terminal, say, show_json, show_line, show_table, size
+from runra.cli.words import milliseconds
 from runra.errors import RunraError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def prune(
     from runra import Runra
 
     with Runra() as client:
-        done = client.images.prune(unused_for_ms=_milliseconds(unused) if unused else 0)
+        done = client.images.prune(unused_for_ms=milliseconds(unused, "--unused") if unused else 0)
     if as_json:
         show_json(done.to_wire())
         return
@@ -302,13 +303,6 @@ def _told(made: Any, as_json: bool) -> None:
     else:
         print(made.reference)
         say(f"{size(made.size_bytes)} in {made.layers} layers")
-
-
-def _milliseconds(text: str) -> int:
-    units = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-    if len(text) < 2 or text[-1] not in units or not text[:-1].isdigit():
-        raise typer.BadParameter(f"{text!r} is no age such as 12h or 7d", param_hint="--unused")
-    return int(text[:-1]) * units[text[-1]]
 
 
 @contextmanager
