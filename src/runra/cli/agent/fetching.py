@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Names on one command line, in bytes: far below what a kernel takes.
 _NAMES: Final = 64 << 10
-_TIMEOUT_MS: Final = 600_000
+_TIMEOUT_S: Final = 600.0
 _STDERR: Final = 2_000
 
 
@@ -68,15 +69,20 @@ async def fetch(sandbox: Sandbox, workdir: str, changed: ChangedFiles, target: P
 async def _unpack(sandbox: Sandbox, workdir: str, names: Sequence[str], unpacker: Unpacker) -> None:
     # "./" before each: none is taken for an option. A file that has gone meanwhile is told of on stderr.
     command = ["tar", "-C", workdir, "-cf", "-", *(f"./{name}" for name in names)]
-    process = await sandbox.exec(command, background=True, timeout_ms=_TIMEOUT_MS)
+    process = await sandbox.exec(command, background=True)
     told = ""
-    async with aclosing(cast(Any, process.output())) as chunks:
-        async for chunk in chunks:
-            if chunk.stream == "stdout":
-                unpacker.feed(chunk.data)
-            else:
-                told = (told + chunk.text)[-_STDERR:]
-    ended = await process.wait()
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), aclosing(cast(Any, process.output())) as chunks:
+            async for chunk in chunks:
+                if chunk.stream == "stdout":
+                    unpacker.feed(chunk.data)
+                else:
+                    told = (told + chunk.text)[-_STDERR:]
+            ended = await process.wait()
+    except TimeoutError:
+        raise RunraError("EXECUTION_TIMEOUT", f"--out: the files were not here within {_TIMEOUT_S:g} s") from None
+    finally:
+        await process.kill()
     if ended.exit_code not in (0, 1, 2):  # 1 and 2: a file changed under it, or has gone
         raise RunraError(
             "INVALID_REQUEST",

@@ -51,7 +51,6 @@ class Asked:
     timeout_ms: int | None = None
     record: Path | None = None
     as_json: bool = False
-    workdir: str | None = None
 
 
 @dataclass
@@ -129,8 +128,6 @@ def run(
     Ctrl-C stops the agent, with a result; a second one ends everything. Exits with 0 when the agent succeeded, 1 when
     it failed, 130 after Ctrl-C.
     """
-    from runra.runtime.config import resolve
-
     if prompt == "-":
         prompt = sys.stdin.read()
     if not prompt.strip():
@@ -141,26 +138,14 @@ def run(
         raise typer.BadParameter("a conversation lives in its sandbox: give --sandbox as well", param_hint="--session")
     if permission == "prompt" and not is_terminal(sys.stdin):
         raise typer.BadParameter("nobody is at a terminal to be asked", param_hint="--permission")
-    known = resolve().options
-    name = agent or (known.agent.provider if known.agent else None)
-    if name is None:
-        raise typer.BadParameter("name one; `runra agents` lists them", param_hint="--agent")
-    config = {"maxCost": max_cost, "maxTurns": max_turns, "placement": placement, "permissionMode": permission}
-    given = {key: value for key, value in {**config, "workdir": workdir}.items() if value is not None}
-    options: dict[str, Any] = {"agent": {"provider": name, "config": given}}
-    provider = llm or (known.llm.provider if known.llm else None)
-    if base_url is not None and provider is None:
-        raise typer.BadParameter("say whose it is: --llm custom, vllm, …", param_hint="--base-url")
-    if provider is not None and (llm or model or base_url):
-        wanted = {key: value for key, value in (("model", model), ("baseUrl", base_url)) if value is not None}
-        options["llm"] = {"provider": provider, "config": wanted}
-    elif model is not None:
-        given["model"] = model
-    asked = Asked(
-        prompt, name, options, image, sandbox, session, keep, diff, out,
-        milliseconds(timeout, "--timeout") if timeout else None, record, as_json, workdir,
-    )  # fmt: skip
+    config: dict[str, Any] = {"maxCost": max_cost, "maxTurns": max_turns, "placement": placement}
+    config |= {"permissionMode": permission, "workdir": workdir}
+    given = {key: value for key, value in config.items() if value is not None}
+    limit = milliseconds(timeout, "--timeout") if timeout else None
     try:
+        options = _options(agent, given, llm, model, base_url)
+        name = options["agent"]["provider"]
+        asked = Asked(prompt, name, options, image, sandbox, session, keep, diff, out, limit, record, as_json)
         code = asyncio.run(_main(asked))
     except RunraError as error:
         if error.code not in _BAD_USE:
@@ -168,6 +153,28 @@ def run(
         complain(error)
         code = 2
     raise typer.Exit(code)
+
+
+def _options(
+    agent: str | None, config: dict[str, Any], llm: str | None, model: str | None, base_url: str | None
+) -> dict[str, Any]:
+    """The runtime's options that the command line gives, to go over those of environment and files."""
+    from runra.runtime.config import resolve
+
+    known = resolve().options
+    name = agent or (known.agent.provider if known.agent else None)
+    if name is None:
+        raise typer.BadParameter("name one; `runra agents` lists them", param_hint="--agent")
+    provider = llm or (known.llm.provider if known.llm else None)
+    if base_url is not None and provider is None:
+        raise typer.BadParameter("say whose it is: --llm custom, vllm, …", param_hint="--base-url")
+    options: dict[str, Any] = {"agent": {"provider": name, "config": config}}
+    if provider is not None and (llm or model or base_url):
+        wanted = {key: value for key, value in (("model", model), ("baseUrl", base_url)) if value is not None}
+        options["llm"] = {"provider": provider, "config": wanted}
+    elif model is not None:
+        config["model"] = model
+    return options
 
 
 async def _main(asked: Asked) -> int:
@@ -233,7 +240,7 @@ async def _run(runra: Runra, asked: Asked, shown: Plain | Live, recorder: Record
         if not asked.as_json:
             _tell(result, asked, shown, kept=sandbox is not None and (asked.keep or asked.sandbox is not None))
         if sandbox is not None and asked.out is not None:
-            await _fetch(sandbox, asked, result)
+            await _fetch(runra, sandbox, asked, result)
     if asked.as_json:
         json_line({"result": result.to_wire()})
     return result
@@ -245,24 +252,17 @@ def _tell(result: AgentResult, asked: Asked, shown: Plain | Live, *, kept: bool)
     shown.lines(summary(result, asked.agent, kept=kept))
 
 
-async def _fetch(sandbox: Sandbox, asked: Asked, result: AgentResult) -> None:
+async def _fetch(runra: Runra, sandbox: Sandbox, asked: Asked, result: AgentResult) -> None:
     assert asked.out is not None, "the caller looks"
     if result.files is None:
         say(f"--out: nothing was copied into {asked.out}: what the agent changed is not known")
         return
-    workdir = asked.workdir or _configured_workdir(asked) or sandbox.workdir
+    chosen = runra.config.options.agent
+    workdir = str((chosen.config.get("workdir") if chosen else None) or sandbox.workdir)
     done = await fetch(sandbox, workdir, result.files, asked.out)
     for reason in done.skipped:
         say(f"left out: {harmless(reason)}")
     say(f"{done.files} file{'' if done.files == 1 else 's'}, {size(done.bytes)} → {asked.out}")
-
-
-def _configured_workdir(asked: Asked) -> str | None:
-    from runra.runtime.config import resolve
-
-    agent = resolve(asked.options).options.agent
-    found = agent.config.get("workdir") if agent is not None else None
-    return found if isinstance(found, str) else None
 
 
 @asynccontextmanager
