@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from runra.cli.agent.record import Recording
-from runra.cli.agent.screens import screen
-from runra.cli.agent.summary import coloured, replayed, summary
-from runra.cli.agent.view import moment
 from runra.cli.output import harmless, json_line, say
 
 if TYPE_CHECKING:
@@ -35,6 +31,10 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a JSON line.")] = False,
 ) -> None:
     """Watch a run again, from its events."""
+    from runra.cli.agent.record import Recording
+    from runra.cli.agent.screens import screen
+    from runra.cli.agent.summary import coloured, replayed, summary
+
     recording = Recording(file)
     runs = recording.runs()
     chosen = _chosen(list(runs), run, file)
@@ -83,6 +83,8 @@ class _Pace:
         return (self._latest - self._first).total_seconds() + since
 
     def paced(self, events: Iterable[Event]) -> Iterator[Event]:
+        from runra.cli.agent.view import moment
+
         for event in events:
             when = moment(event.timestamp)
             if when is not None:

@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runra.cli.output import harmless
-from runra.events import Event
+
+if TYPE_CHECKING:
+    from runra.events import Event
 
 #: How much of a thought and of a tool's result is shown, in lines.
 _THOUGHT: Final = 12
