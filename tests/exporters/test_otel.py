@@ -195,6 +195,22 @@ async def test_what_has_no_end_is_ended_with_the_exporter_and_says_so() -> None:
     assert receiver.span("invoke_agent").status.message == "it broke"
 
 
+@pytest.mark.parametrize("fatal", [True, False])
+async def test_only_an_error_that_ends_a_run_fails_its_trace(fatal: bool) -> None:
+    async with exporting() as (it, receiver):
+        for one in (
+            event("agent.message", {"text": "hi"}, run_id=RUN),
+            event("agent.error", {"message": "no key", "kind": "auth", "fatal": fatal}, at_ms=3, run_id=RUN),
+            event("cost.total", {"amount": 0.5, "currency": "USD"}, at_ms=9, run_id=RUN),
+        ):
+            it.offer(one)
+        assert await it.flush()
+    root = receiver.span("invoke_agent")
+    assert root.status.code == (2 if fatal else 0)
+    assert attributes(root).get("error.type") == ("auth" if fatal else None)
+    assert [told.name for told in root.events] == ["agent.error"]
+
+
 async def test_outside_of_a_run_a_sandbox_is_a_trace_of_its_own() -> None:
     one, two = "sb_1111111111111111", "sb_2222222222222222"
     async with exporting() as (it, receiver):

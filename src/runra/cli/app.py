@@ -23,6 +23,7 @@ from runra.cli import (
     terminal,
     watching,
 )
+from runra.cli.agent import listing, replaying, running
 from runra.cli.output import complain
 from runra.errors import RunraError
 
@@ -101,6 +102,9 @@ _add(app, "events", watching.events)
 _add(app, "doctor", examination.doctor)
 
 _add(app, "fork", keeping.fork)
+_add(app, "agents", listing.agents)
+
+_group("agent", "Let a coding agent work, and watch it.", {"run": running.run, "replay": replaying.replay})
 
 _group(
     "snapshot",

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from runra.cli.agent import building
 from runra.cli.lifecycle import AsJson
 from runra.cli.output import age, is_terminal, say, show_json, show_line, show_table, size
+from runra.cli.words import milliseconds
 from runra.errors import RunraError
 
 if TYPE_CHECKING:
     from runra import Runra
+    from runra.runtime.agents.pins import Pin
     from runra.sdk.output import OutputChunk
     from runra.sdk.types import ImageProgress
 
@@ -111,7 +114,7 @@ def prune(
     from runra import Runra
 
     with Runra() as client:
-        done = client.images.prune(unused_for_ms=_milliseconds(unused) if unused else 0)
+        done = client.images.prune(unused_for_ms=milliseconds(unused, "--unused") if unused else 0)
     if as_json:
         show_json(done.to_wire())
         return
@@ -144,7 +147,7 @@ def import_(
 
 def build(
     source: Annotated[
-        str, typer.Argument(metavar="[SOURCE]", help="A folder with a Dockerfile, or debian:SUITE.")
+        str, typer.Argument(metavar="[SOURCE]", help="A folder with a Dockerfile, debian:SUITE, or agents/NAME.")
     ] = "",
     tag: Annotated[str | None, typer.Option("--tag", "-t", help="Name of the image that is made.")] = None,
     base: Annotated[str | None, typer.Option("--from", metavar="IMAGE", help="Run commands on this image.")] = None,
@@ -156,6 +159,10 @@ def build(
     dockerfile: Annotated[
         Path | None, typer.Option("--file", "-f", help="The Dockerfile. [default: in SOURCE]")
     ] = None,
+    local: Annotated[bool, typer.Option("--local", help="With agents/NAME: fetched by npm on this machine.")] = False,
+    pins: Annotated[
+        Path | None, typer.Option("--pins", metavar="FILE", help="With agents/NAME: versions of your own.")
+    ] = None,
     shared: Shared = False,
     as_json: AsJson = False,
 ) -> None:
@@ -166,9 +173,19 @@ def build(
     debian:bookworm --packages python3,git: a fresh Debian, by mmdebstrap on this machine.
 
     FOLDER: from its Dockerfile, by buildah on this machine.
+
+    agents/claude-code, agents/codex, agents/opencode, agents/all: a coding agent's command line, in the version Runra
+    is tested with (`runra agents`), on node:22 or what --from names, by npm in a sandbox; with --local here.
     """
     from runra import Runra
 
+    if source.startswith("agents/"):
+        wanted = building.chosen(source, pins)
+        with Runra() as client:
+            _agents(client, tag or source, base or building.BASE, wanted, local, shared, as_json)
+        return
+    if local or pins is not None:
+        raise typer.BadParameter("--local and --pins go with agents/NAME", param_hint="SOURCE")
     if (base is None) == (source == ""):
         raise typer.BadParameter(
             "give either --from IMAGE with --run, or a folder, or debian:SUITE", param_hint="SOURCE"
@@ -189,20 +206,31 @@ def build(
 def _recipe(client: Runra, tag: str, base: str, run: list[str], shared: bool, as_json: bool) -> None:
     if not run:
         raise typer.BadParameter("give at least one command", param_hint="--run")
+    _told(client.images.build(tag, base=base, run=run, shared=shared, on_step=_step, on_output=_output), as_json)
 
-    def step(command: str, kept: bool) -> None:
-        say(f"{'kept' if kept else 'run '}  {command}")
 
-    def output(chunk: OutputChunk) -> None:
-        sys.stderr.write(chunk.text)
-        sys.stderr.flush()
+def _agents(
+    client: Runra, tag: str, base: str, wanted: dict[str, Pin], local: bool, shared: bool, as_json: bool
+) -> None:
+    if local:
+        made = building.from_here(client, tag, base, wanted, shared, _step)
+    else:
+        made = building.in_sandbox(client, tag, base, wanted, shared, _step, _output)
+    _told(made, as_json)
 
-    _told(client.images.build(tag, base=base, run=run, shared=shared, on_step=step, on_output=output), as_json)
+
+def _step(command: str, kept: bool) -> None:
+    say(f"{'kept' if kept else 'run '}  {command}")
+
+
+def _output(chunk: OutputChunk) -> None:
+    sys.stderr.write(chunk.text)
+    sys.stderr.flush()
 
 
 def _debian(client: Runra, suite: str, packages: str, bare: bool, tag: str, shared: bool) -> Any:
     """mmdebstrap, in the mode that fits who runs it: as an ordinary user it works in a user namespace."""
-    program = _tool("mmdebstrap", "mmdebstrap", "to build Debian images")
+    program = tool("mmdebstrap", "mmdebstrap", "to build Debian images")
     names = [name for name in packages.split(",") if name]
     for name in names:
         if not _PACKAGE.fullmatch(name):
@@ -230,7 +258,7 @@ def _sources(suite: str) -> list[str]:
 
 def _dockerfile(client: Runra, folder: Path, dockerfile: Path | None, tag: str, shared: bool) -> Any:
     """buildah builds where its user is; what it made goes to the server as an archive."""
-    program = _tool("buildah", "buildah", "to build a Dockerfile")
+    program = tool("buildah", "buildah", "to build a Dockerfile")
     if not folder.is_dir():
         raise typer.BadParameter(f"there is no folder {folder}", param_hint="SOURCE")
     with tempfile.TemporaryDirectory(prefix="runra-build-") as scratch:
@@ -255,7 +283,8 @@ def _dockerfile(client: Runra, folder: Path, dockerfile: Path | None, tag: str, 
             return _send(client, opened, tag, shared, archive.stat().st_size, tag)
 
 
-def _tool(name: str, package: str, what: str) -> str:
+def tool(name: str, package: str, what: str) -> str:
+    """Where a program of this machine is. Raises INVALID_CONFIG with how to get it."""
     program = shutil.which(name)
     if program is None:
         raise RunraError(
@@ -302,13 +331,6 @@ def _told(made: Any, as_json: bool) -> None:
     else:
         print(made.reference)
         say(f"{size(made.size_bytes)} in {made.layers} layers")
-
-
-def _milliseconds(text: str) -> int:
-    units = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-    if len(text) < 2 or text[-1] not in units or not text[:-1].isdigit():
-        raise typer.BadParameter(f"{text!r} is no age such as 12h or 7d", param_hint="--unused")
-    return int(text[:-1]) * units[text[-1]]
 
 
 @contextmanager

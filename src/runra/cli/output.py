@@ -39,9 +39,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def harmless(text: str) -> str:
+    """Text from anywhere as it may be shown: nothing in it steers a terminal or turns its writing around."""
+    text = text.replace("\t", "    ")
+    return text if text.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in text)
+
+
 def complain(error: RunraError) -> None:
     """An error: one line with code and message, then its cure."""
-    lines = [str(error)]
+    lines = [harmless(line) for line in str(error).split("\n")]
     # What never reached a server was found here, by the SDK, which names its cure itself.
     cure = _CURES.get(error.code) if error.request_id else None
     if error.code == "INVALID_STATE" and error.details.get("state") == "paused":
@@ -63,6 +69,11 @@ def show_json(value: Any) -> None:
 def show_line(value: Mapping[str, Any]) -> None:
     """One JSON object on a line of its own, for streams."""
     print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+
+
+def json_line(value: Mapping[str, Any]) -> None:
+    """As `show_line`, in ASCII: what strangers have written steers no terminal, and no half character breaks it."""
+    print(json.dumps(value, separators=(",", ":")), flush=True)
 
 
 def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

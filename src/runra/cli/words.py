@@ -53,6 +53,14 @@ def mounts(words: list[str]) -> list[dict[str, object]]:
     return found
 
 
+def milliseconds(word: str, option: str) -> int:
+    """A span of time such as 90s, 30m, 12h or 7d."""
+    units = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+    if len(word) < 2 or word[-1] not in units or not word[:-1].isdecimal():
+        raise typer.BadParameter(f"{word!r} is no time such as 90s, 30m, 12h or 7d", param_hint=option)
+    return int(word[:-1]) * units[word[-1]]
+
+
 class Remote(NamedTuple):
     """A path in a sandbox. A relative one starts at the sandbox's workdir."""
 

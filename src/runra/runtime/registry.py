@@ -64,6 +64,16 @@ class Registry(Generic[Provider]):
             details={"provider": id, "known": self.names()},
         )
 
+    def origin(self, id: str) -> str:
+        """Where the provider `id` comes from: `registered`, `built in`, or the package whose plug-in it is."""
+        if id in self._registered:
+            return "registered"
+        if id in self._built_in:
+            return "built in"
+        plugin = self._plugins().get(id)
+        package = plugin.dist if plugin is not None else None
+        return f"{package.name} {package.version}" if package is not None else "a plug-in"
+
     def create(self, id: str, *args: Any) -> Provider:
         """A new provider `id`, from its factory."""
         made: Provider = self.factory(id)(*args)

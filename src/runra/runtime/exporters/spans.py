@@ -253,7 +253,9 @@ class SpanMaker:
         data = event.data
         if event.type == "agent.error":
             if not trace.ended:
-                trace.root.set_status(Status(StatusCode.ERROR, text(data.get("message"))))
+                if data.get("fatal") is not False:  # else the run goes on, and may well succeed
+                    trace.root.set_status(Status(StatusCode.ERROR, text(data.get("message"))))
+                    trace.root.set_attributes(_plain({"error.type": data.get("kind")}))
                 trace.root.add_event(event.type, _plain(data), self._now)
             return trace.root.get_span_context()
         if event.type == "agent.tool_result":

@@ -1,0 +1,1 @@
+"""`runra agent run | replay` and `runra agents`: coding agents from the terminal."""
