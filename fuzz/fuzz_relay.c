@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             if (again) {
                 size_t made = base64_encode(again, line.data, line.size);
                 size_t from = size - 1 - made; /* what was said, up to bits that decode to nothing */
-                check(made < size && !memcmp(again, data + from, made - made % 4 - 4));
+                check(made < size && !memcmp(again, data + from, made - 4));
             }
             free(again);
         }

@@ -26,15 +26,17 @@ RELAY: Final = Path(__file__).parent / "bin" / "runra-relay"
 #: How long the relay may take to start, and to end by itself before it is killed, in seconds.
 START_S: Final = 30.0
 END_S: Final = 5.0
+_PLACES: Final = '"${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm "$HOME"'
 #: Makes a folder of ours alone where programs may be run, and prints its path. `$1` is its name, which nobody guesses.
-_FOLDER: Final = """
+_FOLDER: Final = f"""
 umask 077
-for d in "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm "$HOME" .; do
+for d in {_PLACES}; do
   f=$d/$1; mkdir "$f" 2>/dev/null || continue
   echo '#!/bin/sh' > "$f/relay" && chmod 700 "$f/relay" && "$f/relay" && cd "$f" && pwd -P && exit 0
   rm -rf "$f"
 done; exit 1
 """
+_REMOVE: Final = f'for d in {_PLACES}; do rm -rf "$d/$1"; done'
 _RUN: Final = 'chmod 700 "$0" && exec "$0" 0'
 
 
@@ -91,29 +93,30 @@ def _program() -> bytes:
 
 
 async def _started(sandbox: Sandbox, program: bytes) -> Process:
-    made = await sandbox.exec(["/bin/sh", "-c", _FOLDER, "sh", f"runra-{secrets.token_hex(8)}"], timeout_ms=30_000)
-    folder = made.stdout.strip()
-    if made.exit_code != 0 or not folder.startswith("/"):
-        raise RunraError(
-            "INTERNAL_ERROR",
-            "the sandbox has no folder in which a program may be put and run (tried $TMPDIR, /tmp, /var/tmp, /dev/shm "
-            f"and $HOME); make one of them writable: {made.stderr.strip()[-300:]}",
-            details={"reason": "no_folder"},
-            retryable=False,
-        )
+    name = f"runra-{secrets.token_hex(8)}"
     try:
+        made = await sandbox.exec(["/bin/sh", "-c", _FOLDER, "sh", name], timeout_ms=int(START_S * 1000))
+        folder = made.stdout.strip()
+        if made.exit_code != 0 or not folder.startswith("/"):
+            raise RunraError(
+                "INTERNAL_ERROR",
+                f"the sandbox has no folder in which a program may be put and run (tried {_PLACES}); make one of them "
+                f"writable: {made.stderr.strip()[-300:]}",
+                details={"reason": "no_folder"},
+                retryable=False,
+            )
         await sandbox.files.write(f"{folder}/relay", program)
         return await sandbox.exec(["/bin/sh", "-c", _RUN, f"{folder}/relay"], background=True)
     except BaseException:
-        await to_end(_removed(sandbox, folder), END_S * 2)
+        await to_end(_removed(sandbox, name), END_S * 2)
         raise
 
 
-async def _removed(sandbox: Sandbox, folder: str) -> None:
+async def _removed(sandbox: Sandbox, name: str) -> None:
     try:
-        await sandbox.exec(["rm", "-rf", folder], timeout_ms=int(END_S * 1000))
+        await sandbox.exec(["/bin/sh", "-c", _REMOVE, "sh", name], timeout_ms=int(END_S * 1000))
     except RunraError as error:
-        _log.warning("sandbox %s: %s may be left in it: %s", sandbox.id, folder, error)
+        _log.debug("sandbox %s: the folder %s may be left in it: %s", sandbox.id, name, error)
 
 
 async def _run(channel: Channel, lost: asyncio.Future[RunraError]) -> None:

@@ -95,6 +95,8 @@ class Channel:
                 self._arrived += len(chunk.data)
                 for line in self._parser.feed(chunk.data):
                     self._take(line)
+                    if not self._room.is_set():
+                        await self._room.wait()  # what is answered is bounded, whatever is asked
                 if self._arrived - self._told >= _HEARD_BYTES:
                     self._told = self._arrived
                     self._put(say("a", 0, self._arrived))
@@ -116,20 +118,24 @@ class Channel:
             if not self.port.done():
                 self.port.set_result(line.number)
         elif line.op == "o":
-            if line.id <= self._last_id or len(self._open) >= CONNECTIONS:
+            if line.id <= self._last_id:
                 raise strange("a connection that cannot be", line)
             self._last_id = line.id
-            opened = Connection(line.id, self._target, self._say, self._over)
-            self._open[line.id] = opened
+            if len(self._tasks) >= CONNECTIONS:
+                # More than the relay has: some have ended inside, and their last bytes are still on their way here.
+                self._put(say("r", line.id))
+                return
+            opened = self._open[line.id] = Connection(line.id, self._target, self._say)
             self._tasks.add(opened.task)
-            opened.task.add_done_callback(self._tasks.discard)
+            opened.task.add_done_callback(lambda task: self._over(line.id, task))
         elif line.id > self._last_id:
             raise strange("a connection that was never opened", line)
         elif (known := self._open.get(line.id)) is not None:  # else it has ended here, which the relay did not know yet
             known.take(line)
 
-    def _over(self, id: int) -> None:
+    def _over(self, id: int, task: asyncio.Task[None]) -> None:
         self._open.pop(id, None)
+        self._tasks.discard(task)
 
     def _ended(self) -> RunraError:
         said = self._errors.decode(errors="replace").strip()

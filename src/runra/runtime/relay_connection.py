@@ -16,7 +16,7 @@ _CONNECT_S: Final = 10.0
 class Connection:
     """Works in a task of its own until both sides have ended. What the relay says of it goes to `take`."""
 
-    def __init__(self, id: int, target: str, say: Say, over: Callable[[int], None]) -> None:
+    def __init__(self, id: int, target: str, say: Say) -> None:
         self._id = id
         self._target = target
         self._say = say
@@ -26,11 +26,10 @@ class Connection:
         self._under_way = 0
         self._waiting = bytearray()
         self._ended = False
-        self._gone = False
         self._changed = asyncio.Event()
         self._credited = asyncio.Event()
         self._credited.set()
-        self.task = asyncio.create_task(self._carry(over), name=f"runra-forward connection {id}")
+        self.task = asyncio.create_task(self._carry(), name=f"runra-forward connection {id}")
 
     def take(self, line: Line) -> None:
         """What the relay says. Raises RunraError when it must not."""
@@ -52,10 +51,9 @@ class Connection:
                     raise strange("more credit than there is", line)
                 self._credited.set()
             case "r":
-                self._gone = True
                 self.task.cancel()
 
-    async def _carry(self, over: Callable[[int], None]) -> None:
+    async def _carry(self) -> None:
         whole, writer = False, None
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -67,7 +65,6 @@ class Connection:
         except* (OSError, TimeoutError):
             pass  # nobody listens there (any more), or hung up in the middle: so it is inside, too
         finally:
-            over(self._id)
             if writer is not None:
                 if whole:
                     writer.close()
