@@ -19,7 +19,7 @@ class Scripted:
     """Does what its prompt says."""
 
     id = "scripted"
-    abilities = frozenset({"resume", "max_turns"})
+    abilities = frozenset({"resume", "max_turns", "prompt"})
     tracks_files = True
     workdir = None
     image = "host"
@@ -61,7 +61,7 @@ class Scripted:
             await asyncio.sleep(600)
         if run.prompt == "permit":
             called("p", "bash", {"command": "rm -r /"})
-            allowed = await self.config["permit"]("bash", {"command": "rm -r /"})
+            allowed = await self.config["on_permission"]("bash", {"command": "rm -r /"})
             run.emit("agent.message", {"text": f"allowed: {allowed}"})
             return AgentResult(success=True, summary="asked")
         await bash("1", run.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -15,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from runra.runtime.llms import PROVIDERS
+from tests.agents.conftest import OWN, needs
 from tests.cli.agents import with_agents
 from tests.cli.conftest import Cli
 from tests.cli.test_shell import at_a_terminal
+from tests.gateway.conftest import SPEAKS
+from tests.scripted import ScriptedModel, agent_loop
 
 RUN = ("agent", "run", "--agent", "scripted")
 #: What must never reach a terminal from a stranger: escapes, other controls, and marks that turn writing around.
@@ -161,6 +166,25 @@ def test_out_brings_what_changed_and_nothing_leads_out_of_it(agents: Cli, tmp_pa
     assert alive(agents) == before
 
 
+@pytest.mark.parametrize("agent", ["custom", "claude-code", "codex", "opencode"])
+async def test_each_agent_of_ours_from_the_terminal(cli: Cli, tmp_path: Path, agent: str) -> None:
+    if agent != "custom":
+        needs(agent)
+    out, speaks = tmp_path / "out", OWN.get(agent, "chat")
+    provider, path = SPEAKS[speaks]
+    async with ScriptedModel(agent_loop()) as model:
+        words = ["agent", "run", "write hello.txt", "--agent", agent, "--llm", provider, "--model", "m-1", "--image", "host"]
+        words += ["--base-url", model.url + path, "--timeout", "100s", "--max-turns", "9", "--out", str(out), "--diff"]
+        key = {PROVIDERS[provider].key_env[0]: model.key}
+        ran = await asyncio.to_thread(cli, *words, env=key, timeout=110)
+    assert ran.code == 0, ran.out + ran.err
+    assert (out / "hello.txt").read_text() == "hello-from-agent\n"
+    assert "● bash  echo hello-from-agent > hello.txt" in ran.out
+    assert "+hello-from-agent" in ran.out
+    assert "counted by the gateway" in ran.out
+    assert model.key not in ran.out + ran.err
+
+
 def test_a_run_is_watched_again(agents: Cli, tmp_path: Path) -> None:
     first, both = tmp_path / "one.jsonl", tmp_path / "both.jsonl.gz"
     ran = agents.ok(*RUN, "echo one", "--record", first)
@@ -236,7 +260,7 @@ def test_the_person_is_asked(agents: Cli) -> None:
 
 def test_agents_lists_what_each_can_and_survives_broken_plugins(agents: Cli) -> None:
     shown = agents.ok("agents")
-    assert re.search(r"^scripted +scripted-agents 1\.2 +max_turns resume$", shown, re.MULTILINE)
+    assert re.search(r"^scripted +scripted-agents 1\.2 +max_turns prompt resume$", shown, re.MULTILINE)
     assert re.search(r"^broken .*cannot be used: .*scripted_agents_broken", shown, re.MULTILINE)
     assert re.search(r"^rude .*cannot be used: .*no .way", shown, re.MULTILINE)
     assert re.search(r"^claude-code +built in: npm @anthropic-ai/claude-code@[0-9.]+ +\S.*resume", shown, re.MULTILINE)
@@ -244,7 +268,7 @@ def test_agents_lists_what_each_can_and_survives_broken_plugins(agents: Cli) -> 
     assert not CONTROLS.search(shown)
     told = agents.json("agents")
     found = {one["id"]: one for one in told["agents"]}
-    assert found["scripted"]["abilities"] == ["max_turns", "resume"]
+    assert found["scripted"]["abilities"] == ["max_turns", "prompt", "resume"]
     assert found["broken"]["problem"]
     assert found["codex"]["image"] == "agents/codex"
     assert set(found["codex"]["abilities"]) <= set(told["abilities"])

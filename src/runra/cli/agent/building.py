@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,10 @@ def _fetch(pin: Pin, prefix: Path) -> None:
 
     npm = tool("npm", "npm", "to fetch agents here")
     done = subprocess.run(  # noqa: S603 - words of a checked form
-        [npm, "install", "--global", "--prefix", str(prefix), *pin.words], stdin=subprocess.DEVNULL, check=False
+        [npm, "install", "--global", "--prefix", str(prefix), *pin.words],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,  # stdout is for the image's name
+        check=False,
     )
     if done.returncode:
         raise RunraError("INVALID_REQUEST", f"npm ended with {done.returncode}; what it said is above")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runra.runtime.types import AgentResult, Usage
 
 _FILES: Final = 10
-_COUNTED: Final = {"gateway": "counted by the gateway", "agent": "as the agent says", "none": "no model was paid for"}
+_COUNTED: Final = {"gateway": "counted by the gateway", "agent": "as the agent says", "none": "nobody counted it"}
 
 
 def summary(result: AgentResult, agent: str, *, kept: bool) -> list[Line]:
@@ -33,7 +33,8 @@ def summary(result: AgentResult, agent: str, *, kept: bool) -> list[Line]:
             row("", line, "dim")
     row("turns", str(result.total_turns))
     row("time", clock(result.total_duration_ms / 1000))
-    row("cost", f"{money(result.total_cost)}, {_COUNTED[result.cost_source]}")
+    paid = result.cost_source != "none" or result.total_cost
+    row("cost", f"{money(result.total_cost)}, {_COUNTED[result.cost_source]}" if paid else "no model was paid for")
     for at, told in enumerate(_tokens(result)):
         row("tokens" if at == 0 else "", told)
     for kind in ("created", "modified", "deleted"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ _GIST: Final = 160
 _LINE: Final = 2_000
 #: Calls that wait for their result.
 _OPEN: Final = 1_000
+_SHELL: Final = re.compile(r"(/usr)?(/bin/)?(ba|z)?sh -l?c ")
 #: What of a tool's input says most, the first that is there.
 _TELLING: Final = ("command", "cmd", "file_path", "filePath", "path", "pattern", "url", "query", "description")
 
@@ -137,8 +140,19 @@ def gist(value: Any) -> str:
         if told is not None and value.get("pattern") not in (None, "", told):
             told = f"{value['pattern']} in {told}"
         value = told if told is not None else json.dumps(dict(value), default=str) if value else ""
-    line = _one_line(value)
+    line = _one_line(_unwrapped(_text(value)))
     return line if len(line) <= _GIST else f"{line[: _GIST - 1]}…"
+
+
+def _unwrapped(command: str) -> str:
+    """What a shell is told to run, where the command is that shell: codex has all of its own so."""
+    if not _SHELL.match(command):
+        return command
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    return words[2] if len(words) == 3 else command
 
 
 def money(amount: float | None) -> str:

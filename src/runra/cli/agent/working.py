@@ -74,6 +74,7 @@ class _Stop:
 async def main(asked: Asked) -> int:
     """Run it; the exit code."""
     from runra.runtime import Runra
+    from runra.runtime.registry import AGENTS
 
     stop = _Stop(task=asyncio.current_task())
     loop = asyncio.get_running_loop()
@@ -85,8 +86,11 @@ async def main(asked: Asked) -> int:
             check_target(asked.out)
         hint = "Ctrl-C stops"
         shown = screen(asked.agent, as_json=asked.as_json, hint=hint)
-        if asked.options["agent"]["config"].get("permissionMode") == "prompt":
-            asked.options["agent"]["config"]["permit"] = _permit(shown)
+        config = asked.options["agent"]["config"]
+        if config.get("permissionMode") == "prompt" and "prompt" in getattr(
+            AGENTS.create(asked.agent), "abilities", ()
+        ):
+            config["on_permission"] = _permit(shown)  # others refuse the mode by its name
         async with Runra(asked.options) as runra:
             if runra.config.options.log_level is None:
                 # The screen tells what went wrong; without a level asked for, the log would tell it again in between.

@@ -30,7 +30,14 @@ class Pin(BaseModel):
     def words(self) -> list[str]:
         """What follows `npm install --global`."""
         allowed = [f"--allow-scripts={','.join(self.scripts)}"] if self.scripts else []
-        return [*allowed, "--no-fund", "--no-audit", "--loglevel=error", f"{self.package}@{self.version}"]
+        return [
+            *allowed,
+            "--no-fund",
+            "--no-audit",
+            "--no-update-notifier",
+            "--loglevel=error",
+            f"{self.package}@{self.version}",
+        ]
 
 
 _PINS: Final = TypeAdapter(dict[str, Pin])
