@@ -13,7 +13,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
-.PHONY: help install demo test attacks gvisor fuzz soak phoenix local-model lint native generate bench clean agents
+.PHONY: help install demo test attacks gvisor fuzz soak images phoenix local-model lint native generate bench clean agents
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -42,6 +42,9 @@ fuzz: install ## the frame parsers under fuzzers, FUZZ_SECONDS=600
 
 soak: install ## lives of thousands of sandboxes, and what they left, MINUTES=10
 	$(BIN)/python benchmarks/soak.py $(MINUTES)
+
+images: install ## a whole Debian with Python from its mirrors, and apt in a sandbox of it; some minutes
+	RUNRA_TEST_DEBIAN=1 $(BIN)/python -m pytest -n 0 tests/images/test_debian.py
 
 phoenix: install ## runs as traces in a real collector, Arize Phoenix in an environment of its own
 	test -x .venv-phoenix/bin/phoenix || { "$(PYTHON)" -m venv .venv-phoenix && .venv-phoenix/bin/pip install -qq arize-phoenix; }

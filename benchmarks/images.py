@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,15 @@ def skopeo_umoci(reference: str, folder: Path) -> None:
     run("umoci", "unpack", "--image", f"{layout}:1", str(folder / "bundle"))
 
 
-def podman(reference: str, folder: Path) -> None:
-    storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
-    run("podman", *storage, "--cgroup-manager", "cgroupfs", "pull", "--tls-verify=false", reference)
+def podman(driver: str, reference: str, folder: Path) -> None:
+    root = folder / "root"
+    words = ["--root", str(root), "--runroot", str(folder / "run"), "--storage-driver", driver]
+    words += ["--runtime", "runc", "--cgroup-manager", "cgroupfs"]
+    try:
+        run("podman", *words, "pull", "--quiet", "--tls-verify=false", reference)
+    finally:
+        if (root / driver).is_mount():  # podman leaves its storage mounted on itself
+            run("umount", str(root / driver))
 
 
 async def forget(host: Host, name: str) -> None:
@@ -115,7 +122,8 @@ async def measure(rounds: int) -> list[tuple[str, str, list[float]]]:
         ]
         peers: list[tuple[str, tuple[str, ...], Callable[[str, Path], None]]] = [
             ("skopeo + umoci", ("skopeo", "umoci"), skopeo_umoci),
-            ("podman pull (vfs)", ("podman",), podman),
+            ("podman pull (overlay)", ("podman",), partial(podman, "overlay")),
+            ("podman pull (vfs)", ("podman",), partial(podman, "vfs")),
         ]
         for peer, programs, work in peers:
             if not all(shutil.which(program) for program in programs):

@@ -548,3 +548,5 @@ async def test_a_host_that_hangs_up_at_once(host: Host) -> None:
         port = bound.getsockname()[1]
         error = await refused(pull(host, f"127.0.0.1:{port}/x:1"))  # bound, and not listening
         assert (error.status, error.retryable) == (502, True)
+        assert "--registries" in error.message
+        assert "runra image import" in error.message

@@ -368,7 +368,8 @@ class Registry:
         why = str(error) or ("nothing came in time" if isinstance(error, TimeoutError) else type(error).__name__)
         return RunraError(
             "INTERNAL_ERROR",
-            f"registry {host} cannot be reached for {self._reference.short}: {why[:300]}",
+            f"registry {host} cannot be reached for {self._reference.short}: {why[:300]}; check the name and this "
+            "server's network, name a mirror (`runra serve --registries`), or bring a file (`runra image import`)",
             details={"reference": self._reference.short, "host": host},
             status=502,
             retryable=True,
