@@ -506,7 +506,6 @@ async def test_hostile_archives(host: Host, target: Target) -> None:
         assert target.untouched()
 
 
-@both_walls
 async def test_archive_bombs_stop_at_the_quota(host: Host) -> None:
     """Content and names without end: the sandbox's disk is full then, and nobody else's; its API says so."""
     if not host.node.enforced["disk"]:

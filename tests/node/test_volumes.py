@@ -99,7 +99,6 @@ async def test_one_writer_or_many_and_readers_always(host: Host) -> None:
         host.node.volumes.delete(many)
 
 
-@both_walls
 async def test_its_size_holds_and_its_use_is_counted(host: Host) -> None:
     made = await volume(host, size_mb=32)
     assert (await host.node.volumes.info(made)).enforced == {"sizeMb": True}
