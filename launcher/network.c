@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -111,18 +110,20 @@ static void bring_up(int fd, int link) {
 
 /* A network namespace owned by a user namespace; a child makes it there. */
 static int make_owned(int userns) {
-    int ready[2];
+    int ready[2], held[2];
     char path[64], byte;
-    if (pipe2(ready, O_CLOEXEC) < 0) fail("pipe", "network namespace");
+    if (pipe2(ready, O_CLOEXEC) < 0 || pipe2(held, O_CLOEXEC) < 0) fail("pipe", "network namespace");
     pid_t holder = fork();
     if (holder < 0) fail("fork", "network namespace");
     if (holder == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(held[1]);
         if (setns(userns, CLONE_NEWUSER) < 0 || unshare(CLONE_NEWNET) < 0) _exit(1);
-        if (write(ready[1], "r", 1) == 1) pause();
-        _exit(1);
+        /* Until the pipe ends, and so no longer than the one who asked: a death signal would not outlast setns. */
+        if (write(ready[1], "r", 1) == 1 && read(held[0], &byte, 1) != 0) _exit(1);
+        _exit(0);
     }
     close(ready[1]);
+    close(held[0]);
     snprintf(path, sizeof path, "/proc/%d/ns/net", (int)holder);
     errno = EPERM;
     int fd = read(ready[0], &byte, 1) == 1 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
@@ -130,6 +131,7 @@ static int make_owned(int userns) {
     kill(holder, SIGKILL);
     waitpid(holder, NULL, 0);
     close(ready[0]);
+    close(held[1]);
     errno = saved;
     if (fd < 0) fail("make", "network namespace");
     return fd;
