@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: The key of the configuration that chooses an agent, and where that is; without any of them it is the loop.
 _KINDS: Final = {
     "run": "runra.runtime.agents.function:FunctionAgent",
+    "command": "runra.runtime.agents.command:CommandAgent",
+    "acp": "runra.runtime.agents.acp:AcpAgent",
 }
 _LOOP: Final = "runra.runtime.agents.loop:LoopAgent"
 
