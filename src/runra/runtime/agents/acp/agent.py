@@ -219,8 +219,8 @@ def _told(error: RpcError, session: Session | None) -> tuple[str, str]:
         return kind_of(words), words
     ways = f" by one of: {session.login}" if session is not None and session.login else ""
     return "auth", (
-        f"the agent wants a login{ways} ({words}). Configure llm, so that it gets its model through the gateway, or give "
-        "it a key by agent.config.env"
+        f"the agent wants a login{ways} ({words}). Configure llm, so that it gets its model through the gateway, "
+        "or give it a key by agent.config.env"
     )
 
 
