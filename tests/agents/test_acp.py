@@ -16,7 +16,7 @@ from tests.agents.conftest import NO_NETWORK, Bench, Script
 from tests.gateway.conftest import PRICE, SPEAKS
 from tests.hosting import until
 from tests.runtime.conftest import Make
-from tests.scripted import Fault, Say, Seen, ScriptedModel, agent_loop, shell_call
+from tests.scripted import Fault, Say, ScriptedModel, Seen, agent_loop, shell_call
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from runra.errors import RunraError
 from runra.runtime.llms.wires.parts import mapping, text
-
-_log = logging.getLogger("runra.runtime")
 
 #: How many of its requests may be under way at once; more are refused.
 _SERVED: Final = 32
@@ -19,8 +17,9 @@ _SERVED: Final = 32
 _GARBAGE: Final = 100
 #: How long the agent may take to read what is written to it, in seconds.
 _WRITE_S: Final = 60.0
+#: How long an agent that takes no more input may take to end, in seconds.
+_LAST_WORDS_S: Final = 2.0
 
-PARSE_ERROR: Final = -32700
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL: Final = -32603
@@ -69,10 +68,7 @@ class Peer:
         self._next = 0
         self._garbage = 0
         self._gone: Gone | None = None
-
-    @property
-    def gone(self) -> Gone | None:
-        return self._gone
+        self._closed = asyncio.Event()
 
     async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Ask, and wait for the answer. Raises RpcError for one that is an error, Gone when there will be none."""
@@ -116,6 +112,7 @@ class Peer:
     def close(self, gone: Gone) -> None:
         """It will not speak any more: whoever waits for an answer is told why, and what it asked is dropped."""
         self._gone = self._gone or gone
+        self._closed.set()
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(self._gone)
@@ -170,8 +167,11 @@ class Peer:
         except TimeoutError:
             gone = Gone("protocol", f"the agent read nothing of what was written to it for {_WRITE_S:g} s")
         except RunraError as error:
-            _log.debug("writing to an agent: %s", error)
-            gone = Gone("no_result", f"the agent takes no more input: {error.message}")
+            # It may just have ended, and how it did says more than that nobody reads any more.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._closed.wait()
+            gone = self._gone or Gone("no_result", f"the agent takes no more input: {error.message}")
         else:
             return
         self.close(gone)
