@@ -110,7 +110,9 @@ class Updates:
         call.kind = text(update.get("kind")) or call.kind
         call.title = text(update.get("title")) or call.title
         call.parent = _parent(update) or call.parent
-        named = text(mapping(mapping(update.get("_meta")).get("claudeCode")).get("toolName"))
+        named = text(update.get("name")) or text(
+            mapping(mapping(update.get("_meta")).get("claudeCode")).get("toolName")
+        )
         if not call.name and (named or _NAME.fullmatch(call.title)):
             call.name = named or call.title
         given = update.get("rawInput")
@@ -136,7 +138,12 @@ class Updates:
         words = [text(fields.get(name)) for name in ("output", "stdout", "formatted_output", "error")]
         shown = text(raw) or next((word for word in words if word), "") or _content(update.get("content"))
         call.output = shown or call.output
+        # Agents that have no terminal of ours show theirs beside the call, piece by piece (codex-acp).
+        beside = mapping(update.get("_meta"))
+        for name in ("terminal_output", "terminal_output_delta"):
+            call.output = (call.output + text(mapping(beside.get(name)).get("data")))[: 2 * MAX_TEXT]
         for code in (
+            mapping(beside.get("terminal_exit")).get("exit_code"),
             fields.get("exitCode"),
             fields.get("exit_code"),
             mapping(fields.get("metadata")).get("exit"),
