@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
@@ -27,6 +28,7 @@ from runra.runtime.tasks import to_end
 from runra.runtime.types import AgentResult, Usage
 
 if TYPE_CHECKING:
+    from runra.events import Event, EventType
     from runra.runtime.model_access import Door
     from runra.runtime.run import AgentRun
 
@@ -64,6 +66,8 @@ class AcpAgent:
         self._options = AcpOptions(acp=["agent"])
         self._known: Known = known([])
         self._messages: deque[str] = deque()
+        #: What the gateway said of the model's last answer to the agent itself; empty for a good one.
+        self._model_failure = ""
         self._stopped = asyncio.Event()
         self._closed = False
 
@@ -137,7 +141,14 @@ class AcpAgent:
             return None
         target = target_for("custom", run.llm, options.model, "")
         limits = RunLimits(max_cost=options.max_cost, max_turns=options.max_turns)
-        return await stack.enter_async_context(run.open_model(target, limits))
+
+        def overheard(type: EventType, data: dict[str, Any]) -> Event:
+            if type == "cost.llm" and data.get("turn"):
+                failed_now = data.get("status") in ("failed", "stopped")
+                self._model_failure = str(data.get("error") or "unavailable") if failed_now else ""
+            return run.emit(type, data)
+
+        return await stack.enter_async_context(replace(run, emit=overheard).open_model(target, limits))
 
     async def _session(self, run: AgentRun, stack: AsyncExitStack, door: Door | None) -> Session:
         options = self._options
@@ -157,6 +168,10 @@ class AcpAgent:
             if reason != "end_turn":
                 kind, error = _STOPS.get(str(reason), ("failed", f"the turn ended with {str(reason)[:100]!r}"))
                 return self._result(kind, error, session, door, used)
+            if self._model_failure:  # agents that say «done» all the same are known
+                error = f"the model failed ({self._model_failure}), and the agent ended its turn with: "
+                error += session.updates.summary[:1000] or "nothing"
+                return self._result(self._model_failure, error, session, door, used)
             if not self._messages:
                 return self._result("", None, session, door, used)
             prompt = self._messages.popleft()
