@@ -171,8 +171,8 @@ def then(step: Any) -> Any:
         ("codex", {}, Fault("401"), "auth"),
         ("opencode", {}, Fault("401"), "auth"),
         ("codex", {}, Fault("context"), "context_too_long"),
-        ("claude-code", {"silenceTimeoutMs": 4000}, Fault("silent"), "silence"),
-        ("codex", {"silenceTimeoutMs": 4000}, Fault("slow"), "silence"),
+        ("claude-code", {"silenceTimeoutMs": 10_000}, Fault("silent"), "silence"),
+        ("codex", {"silenceTimeoutMs": 8000}, Fault("slow"), "silence"),
     ],
 )
 async def test_how_a_run_fails(make: Make, agent: str, config: dict[str, Any], step: Any, kind: str) -> None:
