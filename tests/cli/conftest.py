@@ -79,7 +79,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     with log.open("wb") as output:
         server = cli.start("serve", "--port", "0", "--data-dir", home / "data", stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while cli("ps").code != 0:
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -92,9 +92,11 @@ class RealServer:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE, str(self.home), str(self.port)], env=environment, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait(30)
                 pytest.fail((self.home / "server.log").read_text())
             time.sleep(0.05)
 
