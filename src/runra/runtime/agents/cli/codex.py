@@ -13,8 +13,16 @@ KEY: Final = "RUNRA_MODEL_TOKEN"
 #: The same for its hands on the caller's machine.
 TOOLS_KEY: Final = "RUNRA_TOOLS_TOKEN"
 #: What turns off every tool of its own, found by asking the real one what it offers.
-_NO_TOOLS: Final = ('web_search="disabled"', "tools.view_image=false", "include_apply_patch_tool=false")
-_FEATURES: Final = ("shell_tool", "unified_exec", "multi_agent", "goals", "image_generation", "tool_search")
+_NO_TOOLS: Final = ('web_search="disabled"', "include_apply_patch_tool=false")
+_FEATURES: Final = (
+    "shell_tool",
+    "unified_exec",
+    "multi_agent",
+    "view_image",
+    "goals",
+    "image_generation",
+    "tool_search",
+)
 #: A call of ours may take as long as a command may; nobody is asked.
 _HANDS: Final = 'tool_timeout_sec=330,default_tools_approval_mode="approve"'
 _QUIET: Final = ("analytics.enabled=false", "check_for_update_on_startup=false")

@@ -167,7 +167,7 @@ async def on_host(run: AgentRun, cli: Cli, options: AgentOptions) -> AsyncIterat
     # 0700, and not below /tmp: codex refuses a home there.
     scratch = Path(tempfile.mkdtemp(prefix="runra-agent-", dir="/var/tmp"))
     try:
-        for name in ("home", "work", "tmp"):
+        for name in ("home", "home/.codex", "work", "tmp"):
             (scratch / name).mkdir()
         wall, why = await walled(scratch, Path(program))
         async with serving(offered) as tools:
