@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import runpy
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -427,3 +429,19 @@ async def test_no_model(make: Make) -> None:
     result = await make(agent="custom").start("x")
     assert (result.success, result.failure and result.failure.kind) == (False, "setup")
     assert "no model" in (result.error or "")
+
+
+async def test_the_example(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "examples/agent_tools.py"
+    script = [Say(tools=[("count_files", {"folder": "/etc/ssl"})]), Say("There are some.")]
+    async with ScriptedModel(script) as model:
+        for name, value in {
+            "RUNRA_LLM": "custom",
+            "RUNRA_LLM_URL": f"{model.url}/v1",
+            "RUNRA_LLM_API_KEY": model.key,
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as left:
+            await runpy.run_path(str(path))["main"]("How many?")
+        assert left.value.code == 0
+    assert "There are some.\ndone: 2 turns" in capsys.readouterr().out

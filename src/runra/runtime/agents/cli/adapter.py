@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from runra.errors import RunraError
-from runra.runtime.agents.cli.launch import Asked, Cli, Launch
+from runra.runtime.agents.cli.launch import Asked, Cli
 from runra.runtime.agents.cli.model import target_for
-from runra.runtime.agents.cli.reading import GRACE_S, InSandbox, Reading, Started, read
+from runra.runtime.agents.cli.place import Place, in_sandbox
+from runra.runtime.agents.cli.reading import GRACE_S, Reading, read
 from runra.runtime.agents.options import AgentOptions, checked_options
 from runra.runtime.agents.results import failed, spent
 from runra.runtime.agents.transcripts import Verdict
 from runra.runtime.gateway import RunLimits
-from runra.runtime.tasks import to_end
 from runra.runtime.types import AgentResult
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 #: How many messages may wait for an agent.
 _MESSAGES: Final = 100
-_CLEAN_S: Final = 15.0
-# The prompt is a file on stdin: no process list shows it, and codex and opencode wait for an open stdin for ever.
-_START: Final = 'exec "$@" < "$0"'
 
 
 class CliAgent:
@@ -52,7 +48,12 @@ class CliAgent:
         return self._options.workdir
 
     async def initialize(self, config: Mapping[str, Any]) -> None:
-        self._options = checked_options(AgentOptions, self.id, config, self.abilities)
+        abilities = self.abilities
+        if config.get("placement") == "host":
+            abilities |= {"allowed_tools", "plan", "system_prompt"}  # its tools are ours there
+        self._options = checked_options(AgentOptions, self.id, config, abilities)
+        if self._options.placement == "host":
+            self.image = ""  # any will do: the agent is not in it
 
     async def start(self, run: AgentRun) -> AgentResult:
         options = self._options
@@ -63,17 +64,16 @@ class CliAgent:
                     async with self._setting_up():
                         target = target_for(self.id, run.llm, options.model, self._cli.provider)
                         limits = RunLimits(max_cost=options.max_cost, max_turns=options.max_turns)
-                        folder = await self._prepare(run)
-                        stack.push_async_callback(self._clean, run, folder)
-                        door = await stack.enter_async_context(run.open_model(target, limits))
-                    verdict, reading = await self._converse(run, door, folder)
+                        place = await stack.enter_async_context(self._place(run))
+                        door = await stack.enter_async_context(run.open_model(target, limits, where=place.where))
+                    verdict, reading = await self._converse(run, door, place)
             except TimeoutError:
                 if not limit.expired():
                     raise
                 return failed("timeout", f"{self.id} worked longer than timeout_ms {options.timeout_ms}", door)
             finally:
                 self._closed = True
-        return self._result(verdict, reading, door)
+        return self._result(verdict, reading, door, place)
 
     async def send_message(self, message: str) -> None:
         if self._closed:
@@ -90,6 +90,13 @@ class CliAgent:
 
     # --- one run -------------------------------------------------------------------------------------------------
 
+    def _place(self, run: AgentRun) -> AbstractAsyncContextManager[Place]:
+        if self._options.placement == "sandbox":
+            return in_sandbox(run, self._cli, self._options)
+        from runra.runtime.agents.cli.host import on_host
+
+        return on_host(run, self._cli, self._options)
+
     @asynccontextmanager
     async def _setting_up(self) -> AsyncIterator[None]:
         limit = asyncio.timeout(self._options.setup_timeout_ms / 1000)
@@ -105,32 +112,15 @@ class CliAgent:
                 details={"kind": "setup"},
             ) from None
 
-    async def _prepare(self, run: AgentRun) -> str:
-        """A private folder in the sandbox, once the agent is known to be there."""
-        folder = f"/var/tmp/.runra-agent-{secrets.token_hex(8)}"  # noqa: S108 - in the sandbox, unguessable, 0700
-        script = 'command -v -- "$1" >/dev/null || exit 127; umask 077 && mkdir -p -- "$2"'
-        done = await run.sandbox.exec(["sh", "-c", script, "sh", self._cli.program, folder])
-        if done.exit_code == 127:
-            raise RunraError(
-                "INVALID_CONFIG",
-                f"{self.id} is not in the image {run.sandbox.image!r} (no program {self._cli.program!r}): make one "
-                f"with `runra image build agents/{self.id}` and use image='agents/{self.id}'",
-                details={"kind": "setup", "program": self._cli.program, "image": run.sandbox.image},
-            )
-        if done.exit_code != 0:
-            raise RunraError(
-                "INVALID_STATE", f"{folder} could not be made: {done.stderr[-500:]}", details={"kind": "setup"}
-            )
-        return folder
-
-    async def _converse(self, run: AgentRun, door: Door, folder: str) -> tuple[Verdict, Reading]:
+    async def _converse(self, run: AgentRun, door: Door, place: Place) -> tuple[Verdict, Reading]:
         """The prompt, then each message that came meanwhile, as turns of one conversation."""
         prompt, session = run.prompt, run.session_id
         while True:
             transcript = self._cli.transcript()
-            launch = self._cli.launch(Asked(self._options, door.target, door.url, door.token, folder, session))
+            asked = Asked(self._options, door.target, door.url, door.token, place.folder, session, place.tools)
+            launch = self._cli.launch(asked)
             async with self._setting_up():
-                started = await self._started(run, launch, folder, prompt)
+                started = await place.start(launch, prompt)
             reading = await read(
                 started,
                 transcript,
@@ -145,26 +135,9 @@ class CliAgent:
                 return verdict, reading
             prompt, session = self._messages.popleft(), verdict.session_id
 
-    async def _started(self, run: AgentRun, launch: Launch, folder: str, prompt: str) -> Started:
-        for name, content in {**launch.files, "prompt": prompt}.items():
-            await run.sandbox.files.write(f"{folder}/{name}", content)
-        process = await run.sandbox.exec(
-            ["sh", "-c", _START, f"{folder}/prompt", *launch.argv],
-            background=True,
-            cwd=self._options.workdir,
-            env={**self._options.env, **launch.env},
-        )
-        return InSandbox(process)
-
-    async def _clean(self, run: AgentRun, folder: str) -> None:
-        try:
-            await to_end(_remove(run, folder), _CLEAN_S)
-        except (RunraError, TimeoutError):
-            return  # the sandbox is gone or stuck, and the folder with it; the run's result says so
-
-    def _result(self, verdict: Verdict, reading: Reading, door: Door) -> AgentResult:
+    def _result(self, verdict: Verdict, reading: Reading, door: Door, place: Place) -> AgentResult:
         options, stderr = self._options, list(reading.stderr)
-        warnings = list(verdict.warnings)
+        warnings = [*place.warnings, *verdict.warnings]
         if reading.ended == "grace":
             warnings.append(f"{self.id} had to be ended {GRACE_S:g} s after its last event")
         kind, error = verdict.kind, verdict.error
@@ -185,7 +158,3 @@ class CliAgent:
         return failed(kind, error, door, stderr, warnings).model_copy(
             update={"summary": verdict.summary, "session_id": verdict.session_id}
         )
-
-
-async def _remove(run: AgentRun, folder: str) -> None:
-    await run.sandbox.exec(["rm", "-rf", "--", folder], timeout_ms=10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from runra.runtime.agents.cli.launch import Asked, Cli, Launch
@@ -35,23 +36,30 @@ QUIET: Final = {
 
 
 def launch(asked: Asked) -> Launch:
-    options = asked.options
+    options, tools = asked.options, asked.tools
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", "--model", asked.model]
     argv += ["--max-turns", str(options.max_turns)]
     allowed: list[ToolName] = [tool for tool in TOOLS if tool in options.allowed_tools]
-    if options.permission_mode == "plan":
+    files: dict[str, str] = {}
+    if tools is not None:
+        # None of its own, and no settings, skills or servers of anybody; what is not allowed here is denied.
+        argv += ["--tools", "", "--allowedTools", "mcp__runra", "--permission-mode", "dontAsk", "--setting-sources", ""]
+        argv += ["--disable-slash-commands", "--strict-mcp-config", "--mcp-config", f"{asked.folder}/mcp.json"]
+        server = {"type": "http", "url": tools.url, "headers": {"Authorization": f"Bearer {tools.token}"}}
+        files["mcp.json"] = json.dumps({"mcpServers": {"runra": server}})
+    elif options.permission_mode == "plan":
         allowed = [tool for tool in allowed if tool in _READING]
         argv += ["--permission-mode", "plan"]
     else:
         argv += ["--dangerously-skip-permissions"]
-    if len(allowed) < len(TOOLS):
+    if tools is None and len(allowed) < len(TOOLS):
         argv += ["--tools", ",".join(name for tool in allowed for name in _NAMES[tool])]
-    if options.system_prompt is not None:
-        argv += ["--append-system-prompt", options.system_prompt]
+    if asked.system_prompt is not None:
+        argv += ["--append-system-prompt", asked.system_prompt]
     if asked.session_id:
         argv += ["--resume", asked.session_id]
     env = {**QUIET, **dict.fromkeys(_MODELS, asked.model)}
-    return Launch(argv, {**env, "ANTHROPIC_BASE_URL": asked.url, "ANTHROPIC_API_KEY": asked.token})
+    return Launch(argv, {**env, "ANTHROPIC_BASE_URL": asked.url, "ANTHROPIC_API_KEY": asked.token}, files)
 
 
 CLAUDE_CODE: Final = Cli(
@@ -61,5 +69,7 @@ CLAUDE_CODE: Final = Cli(
     provider="anthropic",
     transcript=ClaudeCode,
     launch=launch,
-    abilities=frozenset({"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "system_prompt"}),
+    abilities=frozenset(
+        {"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "system_prompt", "host"}
+    ),
 )

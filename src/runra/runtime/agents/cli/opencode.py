@@ -56,9 +56,16 @@ def configuration(asked: Asked) -> dict[str, Any]:
     allowed = [tool for tool in TOOLS if tool in asked.options.allowed_tools]
     if asked.options.permission_mode == "plan":
         allowed = [tool for tool in allowed if tool in _READING]
-    if len(allowed) < len(TOOLS):
+    if asked.tools is not None:
+        # None of its own: neither offered nor, by whatever name they are called, allowed.
+        config["tools"] = {"*": False, "runra_*": True}
+        config["permission"] = {"*": "deny", "runra_*": "allow"}
+        headers = {"Authorization": f"Bearer {asked.tools.token}"}
+        server = {"type": "remote", "url": asked.tools.url, "headers": headers, "oauth": False, "timeout": 330_000}
+        config["mcp"] = {"runra": server}
+    elif len(allowed) < len(TOOLS):
         config["tools"] = {"*": False, **{name: True for tool in allowed for name in _NAMES[tool]}}
-    if asked.options.system_prompt is not None:
+    if asked.system_prompt is not None:
         config["instructions"] = [f"{asked.folder}/instructions.md"]
     return config
 
@@ -68,8 +75,8 @@ def launch(asked: Asked) -> Launch:
     if asked.session_id:
         argv += ["--session", asked.session_id]
     files = {"opencode.json": json.dumps(configuration(asked))}
-    if asked.options.system_prompt is not None:
-        files["instructions.md"] = asked.options.system_prompt
+    if asked.system_prompt is not None:
+        files["instructions.md"] = asked.system_prompt
     env = {**QUIET, KEY: asked.token, "OPENCODE_CONFIG": f"{asked.folder}/opencode.json"}
     return Launch(argv, env, files)
 
@@ -81,5 +88,7 @@ OPENCODE: Final = Cli(
     provider="",
     transcript=OpenCode,
     launch=launch,
-    abilities=frozenset({"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "system_prompt"}),
+    abilities=frozenset(
+        {"resume", "messages", "max_turns", "max_cost", "allowed_tools", "plan", "system_prompt", "host"}
+    ),
 )

@@ -21,13 +21,13 @@ from runra.sdk.output import Lines, Stream
 _log = logging.getLogger("runra.runtime")
 
 #: Longest line of an agent, in characters: it may show an image in one.
-_LINE: Final = 32 << 20
+LINE: Final = 32 << 20
 #: How long a process may live on after its last event, in seconds, before it is ended.
 GRACE_S: Final = 10.0
 #: How long ending it may take, in seconds.
 _KILL_S: Final = 15.0
 _STDERR_LINES: Final = 20
-_STDERR_LINE: Final = 500
+STDERR_LINE: Final = 500
 
 Ended = Literal["itself", "grace", "silence", "stopped", "lost"]
 
@@ -55,7 +55,7 @@ class InSandbox:
         self._process = process
 
     async def lines(self) -> AsyncIterator[tuple[Stream, str]]:
-        open_lines: dict[Stream, Lines] = {"stdout": Lines(_LINE), "stderr": Lines(_STDERR_LINE)}
+        open_lines: dict[Stream, Lines] = {"stdout": Lines(LINE), "stderr": Lines(STDERR_LINE)}
         async with aclosing(cast(Any, self._process.output())) as chunks:
             async for chunk in chunks:
                 for line in open_lines[chunk.stream].feed(chunk.data):
@@ -101,7 +101,7 @@ async def read(
             async for stream, line in output:
                 last[0] = time.monotonic()
                 if stream == "stderr":
-                    reading.stderr.append(line[:_STDERR_LINE])
+                    reading.stderr.append(line[:STDERR_LINE])
                     continue
                 for event in transcript.feed(line):
                     tell(event)

@@ -87,7 +87,9 @@ class Codex:
         if kind in ("reasoning", "agent_message", "error", "todo_list"):
             return []
         self._begun.add(id)
-        asked = {name: value for name, value in item.items() if name not in _STATE}
+        asked: Any = {name: value for name, value in item.items() if name not in _STATE}
+        if kind == "mcp_tool_call":
+            asked = item.get("arguments")
         return [called(id, _name(item), asked)]
 
     def _item(self, item: dict[str, Any]) -> list[AgentEvent]:
@@ -109,6 +111,11 @@ class Codex:
         if item.get("type") == "file_change":
             output = "\n".join(
                 f"{text(one.get('kind'))} {text(one.get('path'))}" for one in objects(item.get("changes"))
+            )
+        elif item.get("type") == "mcp_tool_call":
+            parts = objects(mapping(item.get("result")).get("content"))
+            output = "\n".join(text(part.get("text")) for part in parts) or text(
+                mapping(item.get("error")).get("message")
             )
         elif not output and item.get("result") is not None:
             output = str(item["result"])

@@ -100,7 +100,8 @@ def failed(message: str, *, fatal: bool) -> AgentEvent:
 
 def tool(name: str) -> str:
     """The contract's name of a tool; the agent's own where it has none."""
-    return _TOOLS.get(name.lower(), name)
+    ours = name.removeprefix("mcp__").removeprefix("runra__").removeprefix("runra_")  # by way of MCP
+    return _TOOLS.get(ours.lower(), name)
 
 
 def kind_of(message: str) -> str:
