@@ -19,6 +19,7 @@ from tests.agents.conftest import NO_NETWORK, PROGRAMS, bench
 from tests.agents.test_tools import LEFT
 from tests.runtime.conftest import Make
 from tests.scripted import Fault, Say, Seen
+from tests.sdk.conftest import RealServer
 
 AGENTS = list(PROGRAMS)
 #: In its own format codex groups the tools of a server; where the gateway translates, each has one name.
@@ -33,6 +34,7 @@ class Canary:
 
     def __init__(self, folders: list[Path]) -> None:
         self.folders = folders
+        self.scratch: list[Path] = []
         for folder in folders:
             (folder / "deep").mkdir(parents=True)
             (folder / "deep/canary.txt").write_text("canary-secret-content\n")
@@ -52,13 +54,23 @@ class Canary:
 
 
 @pytest.fixture
-def canary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canary:
+def canary(real: RealServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canary:
+    """Made once the server runs: it is the one who has the usual home. Notes the agents' scratch folders as well."""
     home, here, temporary = tmp_path / "home", tmp_path / "here", tmp_path / "tmp"
     made = Canary([home, here, temporary])
     for name, value in {"HOME": home, "TMPDIR": temporary}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-canary-of-the-caller")
     monkeypatch.chdir(here)
+    mkdtemp = host.tempfile.mkdtemp
+
+    def noted(*arguments: Any, **named: Any) -> str:
+        folder = Path(mkdtemp(*arguments, **named))
+        if folder.name.startswith("runra-agent-"):
+            made.scratch.append(folder)
+        return str(folder)
+
+    monkeypatch.setattr(host.tempfile, "mkdtemp", noted)
     return made
 
 
@@ -151,7 +163,8 @@ async def test_nothing_of_the_callers_is_touched(make: Make, agent: str, canary:
         assert "sk-canary" not in told + "".join(json.dumps(seen.headers) for seen in here.model.seen)
         assert (await sandbox.exec(["sh", "-c", LEFT])).stdout == ""
         assert _processes() == []
-        assert not list(Path("/var/tmp").glob(f"runra-agent-*/owner-{os.getpid()}"))
+        assert canary.scratch
+        assert not [folder for folder in canary.scratch if folder.exists()]
 
 
 def _processes() -> list[str]:
