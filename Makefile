@@ -84,6 +84,7 @@ bench: install ## every benchmark of benchmarks/, some minutes
 	$(BIN)/python benchmarks/exporters.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/agents.py
 
 clean: ## what building and testing left; not .venv
 	rm -rf build dist src/runra/node/bin src/runra/runtime/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
