@@ -231,6 +231,9 @@ async def test_a_broken_sandbox_outranks_the_agents_own_word(make: Make, real: R
         result = await here.start()
         assert (result.success, result.failure and result.failure.kind) == (False, "sandbox"), result
         assert "ended under the agent" in (result.error or "")
+        assert result.cost_source == "gateway", "what was spent until then is told"
+        assert result.total_cost is not None
+        assert result.total_cost > 0
 
 
 async def test_an_agent_that_is_not_there(make: Make) -> None:

@@ -44,8 +44,8 @@ def for_a_run(
     lives longer than the run may take: a sandbox's usual five minutes would end most of them."""
     defaults = values.get("sandbox", {}).get("defaults", {})
     wanted = dict(given or {})
-    image = getattr(agent, "image", None)
-    if image is not None and "image" not in {**defaults, **wanted}:
+    image = getattr(agent, "image", "")
+    if image and "image" not in {**defaults, **wanted}:
         wanted["image"] = image
     if lifetimes and not {"timeout_ms", "timeoutMs"} & {*defaults, *wanted}:
         wanted["timeout_ms"] = min(RUN_MS if timeout_ms is None else timeout_ms + _SPARE_MS, _LONGEST_MS)

@@ -17,6 +17,7 @@ from runra.runtime.agents.options import AgentOptions, checked_options
 from runra.runtime.agents.results import failed, spent
 from runra.runtime.agents.transcripts import Verdict
 from runra.runtime.gateway import RunLimits
+from runra.runtime.llms.failures import kind_of
 from runra.runtime.types import AgentResult
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class CliAgent:
                 if not limit.expired():
                     raise
                 return failed("timeout", f"{self.id} worked longer than timeout_ms {options.timeout_ms}", door)
+            except RunraError as error:
+                if door is None:
+                    raise
+                return failed(kind_of(error) or "failed", error.message, door)  # what it has cost until then stays
             finally:
                 self._closed = True
         return self._result(verdict, reading, door, place)
