@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from runra.runtime.agents.acp.session import Session, words_of
 from runra.runtime.agents.acp.updates import read_usage
 from runra.runtime.agents.cli.launch import Asked
 from runra.runtime.agents.cli.model import target_for
+from runra.runtime.agents.conversing import Conversing
 from runra.runtime.agents.deadlines import setting_up
 from runra.runtime.agents.options import Ability, AgentOptions, Permit, checked_options
 from runra.runtime.agents.results import failed, spent
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from runra.runtime.model_access import Door
     from runra.runtime.run import AgentRun
 
-_MESSAGES: Final = 100
 #: How long an agent may take to end a turn it was asked to end, in seconds, before it is killed.
 _STOP_S: Final = 3.0
 #: The same when the caller has gone away.
@@ -55,7 +54,7 @@ class AcpOptions(AgentOptions):
     permission_timeout_ms: int = Field(300_000, gt=0)
 
 
-class AcpAgent:
+class AcpAgent(Conversing):
     """One run of an ACP agent: `initialize`, `start`, and meanwhile `send_message` and `stop`."""
 
     id = "custom"
@@ -63,13 +62,11 @@ class AcpAgent:
     abilities: frozenset[Ability] = frozenset({"resume", "messages", "max_turns", "max_cost", "plan", "prompt"})
 
     def __init__(self) -> None:
+        super().__init__()
         self._options = AcpOptions(acp=["agent"])
         self._known: Known = known([])
-        self._messages: deque[str] = deque()
         #: What the gateway said of the model's last answer to the agent itself; empty for a good one.
         self._model_failure = ""
-        self._stopped = asyncio.Event()
-        self._closed = False
 
     @property
     def workdir(self) -> str | None:
@@ -116,21 +113,8 @@ class AcpAgent:
                 raise
             kind, error = "setup", wrong.message
         finally:
-            self._closed = True
+            self.ended()
         return self._result(kind, error, session, door)
-
-    async def send_message(self, message: str) -> None:
-        if self._closed:
-            raise RunraError("INVALID_STATE", "the agent has ended; go on with its session_id", status=0)
-        if len(self._messages) >= _MESSAGES:
-            raise RunraError("RESOURCE_EXHAUSTED", f"{_MESSAGES} messages wait for the agent already")
-        self._messages.append(message)
-
-    async def stop(self) -> None:
-        self._stopped.set()
-
-    async def dispose(self) -> None:
-        self._closed = True
 
     # --- one run -------------------------------------------------------------------------------------------------
 
@@ -172,9 +156,10 @@ class AcpAgent:
                 error = f"the model failed ({self._model_failure}), and the agent ended its turn with: "
                 error += session.updates.summary[:1000] or "nothing"
                 return self._result(self._model_failure, error, session, door, used)
-            if not self._messages:
+            message = self.next_message()
+            if message is None:
                 return self._result("", None, session, door, used)
-            prompt = self._messages.popleft()
+            prompt = message
 
     async def _turn(self, session: Session, prompt: str, door: Door | None) -> dict[str, Any]:
         options = self._options

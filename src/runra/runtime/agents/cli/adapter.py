@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 from runra.errors import RunraError
 from runra.runtime.agents.cli.launch import Asked, Cli
 from runra.runtime.agents.cli.model import target_for
 from runra.runtime.agents.cli.place import Place, in_sandbox
 from runra.runtime.agents.cli.reading import GRACE_S, Reading, read
+from runra.runtime.agents.conversing import Conversing
+from runra.runtime.agents.deadlines import setting_up
 from runra.runtime.agents.options import AgentOptions, checked_options
 from runra.runtime.agents.results import failed, spent
 from runra.runtime.agents.transcripts import Verdict
@@ -24,25 +25,20 @@ if TYPE_CHECKING:
     from runra.runtime.model_access import Door
     from runra.runtime.run import AgentRun
 
-#: How many messages may wait for an agent.
-_MESSAGES: Final = 100
 
-
-class CliAgent:
+class CliAgent(Conversing):
     """One run of a command line: `initialize`, `start`, and meanwhile `send_message` and `stop`."""
 
     tracks_files = True
 
     def __init__(self, cli: Cli) -> None:
+        super().__init__()
         self.id = cli.id
         self.abilities = cli.abilities
         #: The image a run's sandbox is of where none is named.
         self.image = f"agents/{cli.id}"
         self._cli = cli
         self._options = AgentOptions()
-        self._messages: deque[str] = deque()
-        self._stopped = asyncio.Event()
-        self._closed = False
 
     @property
     def workdir(self) -> str | None:
@@ -62,7 +58,7 @@ class CliAgent:
             door: Door | None = None
             try:
                 async with AsyncExitStack() as stack:
-                    async with self._setting_up():
+                    async with setting_up(self.id, self._options.setup_timeout_ms):
                         target = target_for(self.id, run.llm, options.model, self._cli.provider)
                         limits = RunLimits(max_cost=options.max_cost, max_turns=options.max_turns)
                         place = await stack.enter_async_context(self._place(run))
@@ -77,21 +73,8 @@ class CliAgent:
                     raise
                 return failed(kind_of(error) or "failed", error.message, door)  # what it has cost until then stays
             finally:
-                self._closed = True
+                self.ended()
         return self._result(verdict, reading, door, place)
-
-    async def send_message(self, message: str) -> None:
-        if self._closed:
-            raise RunraError("INVALID_STATE", "the agent has ended; go on with its session_id", status=0)
-        if len(self._messages) >= _MESSAGES:
-            raise RunraError("RESOURCE_EXHAUSTED", f"{_MESSAGES} messages wait for the agent already")
-        self._messages.append(message)
-
-    async def stop(self) -> None:
-        self._stopped.set()
-
-    async def dispose(self) -> None:
-        self._closed = True
 
     # --- one run -------------------------------------------------------------------------------------------------
 
@@ -102,21 +85,6 @@ class CliAgent:
 
         return on_host(run, self._cli, self._options)
 
-    @asynccontextmanager
-    async def _setting_up(self) -> AsyncIterator[None]:
-        limit = asyncio.timeout(self._options.setup_timeout_ms / 1000)
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise RunraError(
-                "EXECUTION_TIMEOUT",
-                f"{self.id} was not started within setup_timeout_ms {self._options.setup_timeout_ms}",
-                details={"kind": "setup"},
-            ) from None
-
     async def _converse(self, run: AgentRun, door: Door, place: Place) -> tuple[Verdict, Reading]:
         """The prompt, then each message that came meanwhile, as turns of one conversation."""
         prompt, session = run.prompt, run.session_id
@@ -124,7 +92,7 @@ class CliAgent:
             transcript = self._cli.transcript()
             asked = Asked(self._options, door.target, door.url, door.token, place.folder, session, place.tools)
             launch = self._cli.launch(asked)
-            async with self._setting_up():
+            async with setting_up(self.id, self._options.setup_timeout_ms):
                 started = await place.start(launch, prompt)
             reading = await read(
                 started,
@@ -136,9 +104,12 @@ class CliAgent:
             )
             # One that had said how it ended and would not leave counts as having left.
             verdict = transcript.verdict(0 if reading.ended == "grace" else reading.exit_code)
-            if not verdict.success or reading.ended not in ("itself", "grace") or not self._messages:
+            if not verdict.success or reading.ended not in ("itself", "grace"):
                 return verdict, reading
-            prompt, session = self._messages.popleft(), verdict.session_id
+            message = self.next_message()
+            if message is None:
+                return verdict, reading
+            prompt, session = message, verdict.session_id
 
     def _result(self, verdict: Verdict, reading: Reading, door: Door, place: Place) -> AgentResult:
         options, stderr = self._options, list(reading.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from runra.errors import RunraError
 from runra.ids import new_id
+from runra.runtime.agents.conversing import Conversing
 from runra.runtime.agents.hands import SandboxTools, Tool, ToolFailed, ToolOutput, own_tools
 from runra.runtime.agents.hands.tool import MAX_OUTPUT
 from runra.runtime.agents.loop.conversation import Conversation, window_of
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: How many calls of tools are at work at once.
 _AT_ONCE: Final = 8
-#: How many messages may wait for the next turn.
-_MESSAGES: Final = 100
 #: How often in a row a model may find the conversation too long.
 _SHORTENINGS: Final = 4
 _SAVE_S: Final = 5.0
@@ -69,7 +67,7 @@ class _Ended(Exception):
         self.kind = kind
 
 
-class LoopAgent:
+class LoopAgent(Conversing):
     """One run of our tool loop: `initialize`, `start`, and meanwhile `send_message` and `stop`."""
 
     id = "custom"
@@ -77,10 +75,8 @@ class LoopAgent:
     tracks_files = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._options = LoopOptions()
-        self._messages: deque[str] = deque()
-        self._stopped = asyncio.Event()
-        self._closed = False
         self._last = time.monotonic()
 
     @property
@@ -109,27 +105,7 @@ class LoopAgent:
                 raise
             return work.failed("timeout", f"the agent worked longer than timeout_ms {options.timeout_ms}")
         finally:
-            self._closed = True
-
-    async def send_message(self, message: str) -> None:
-        if self._closed:
-            raise RunraError("INVALID_STATE", "the agent has ended; go on with its session_id", status=0)
-        if len(self._messages) >= _MESSAGES:
-            raise RunraError("RESOURCE_EXHAUSTED", f"{_MESSAGES} messages wait for the agent already")
-        self._messages.append(message)
-
-    async def stop(self) -> None:
-        self._stopped.set()
-
-    async def dispose(self) -> None:
-        self._closed = True
-
-    def next_message(self) -> str | None:
-        return self._messages.popleft() if self._messages else None
-
-    def ended(self) -> None:
-        """No message can be taken any more."""
-        self._closed = True
+            self.ended()
 
     def heard(self) -> None:
         self._last = time.monotonic()
