@@ -26,7 +26,7 @@ demo: install ## a server of its own and the main job, with real output
 	@$(BIN)/python examples/demo.py
 
 test: install lint ## the linters, then all tests on real sandboxes; the agent again under ASan and UBSan, the parsers fuzzed
-	$(BIN)/python -m pytest -n $(WORKERS) tests
+	$(BIN)/python -m pytest -n $(WORKERS) --durations=25 tests
 	RUNRA_AGENT_SANITIZE=1 $(BIN)/python -m pytest -n $(WORKERS) tests/agent
 	fuzz/run.sh 20
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from runra.errors import RunraError
@@ -97,13 +99,24 @@ async def test_a_sandbox_that_ends_under_its_agent(make: Make) -> None:
 
 @pytest.mark.parametrize("what", ["send_message", "stop"])
 async def test_what_a_function_does_not_take(make: Make, what: str) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
     async def agent(run: AgentRun) -> str:
+        begun.set()
+        await go.wait()
         return "done"
 
     runra = make(agent={"provider": "custom", "config": {"run": agent}})
     async with runra.stream("go") as run:
-        with pytest.raises(RunraError, match="'custom'"):
+        await asyncio.wait_for(begun.wait(), 30)
+        with pytest.raises(RunraError, match=r"takes no messages|cannot be stopped"):
             await (run.send_message("more") if what == "send_message" else run.stop())
+        go.set()
         async for _ in run:
             pass
     assert run.result.success
+    async with runra.stream("go") as run:
+        await (run.send_message("too early to know") if what == "send_message" else run.stop())
+        with pytest.raises(RunraError, match=r"takes no messages|cannot be stopped"):
+            async for _ in run:
+                pass

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.providers.conftest import docker_url
 from tests.providers.engine import IMAGE
 from tests.runtime.fakes.cube_service import CubeService
 from tests.runtime.fakes.e2b_service import E2BService
+from tests.scripted import ScriptedModel, agent_loop
 from tests.sdk.conftest import RealServer
 
 __all__ = ["docker_url"]
@@ -30,9 +32,10 @@ pytestmark = pytest.mark.timeout(120)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def ran(name: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def ran(name: str, *words: str, typed: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py"), *words],
+        input=typed,
         capture_output=True,
         text=True,
         check=False,
@@ -44,8 +47,9 @@ def ran(name: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_none_is_left_out() -> None:
-    tests = Path(__file__).read_text()
-    assert [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in tests] == []
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    names = [path.stem for path in EXAMPLES.glob("*.py")]
+    assert [name for name in names if f'"{name}"' not in tests and f"examples/{name}.py" not in tests] == []
 
 
 # --- the SDK ---------------------------------------------------------------------------------------------------------
@@ -73,6 +77,17 @@ def test_the_demonstration() -> None:
     assert "stdout  line 5 of 5" in told
     assert "stderr  and this one went to stderr" in told
     assert told.rstrip().endswith("server stopped")
+
+
+@pytest.mark.skipif(shutil.which("opencode") is None, reason="npm install -g opencode-ai")
+async def test_an_acp_agent_that_asks(real: RealServer) -> None:
+    async with ScriptedModel(agent_loop()) as model:
+        key = {"OPENAI_API_KEY": model.key, "OPENAI_BASE_URL": f"{model.url}/v1"}
+        done = await asyncio.to_thread(
+            ran, "agent_acp", "host", typed="y\n" * 9, RUNRA_CONFIG_PATH=str(real.config), **key
+        )
+    assert "May it use bash with" in done.stdout
+    assert "True Done: wrote hello.txt" in done.stdout
 
 
 # --- providers -------------------------------------------------------------------------------------------------------

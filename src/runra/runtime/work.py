@@ -33,7 +33,7 @@ async def work_on(agent: AgentAdapter, run: AgentRun, timeout_ms: int | None, *,
     tracked = bool(getattr(agent, "tracks_files", False)) or diff
     async with _compared(run, getattr(agent, "workdir", None), tracked, diff) as changes:
         result = await _worked(agent, run, timeout_ms)
-        broken = await _broken(run)
+        broken = await _broken(run, result)
         if broken is not None:
             result = result.model_copy(
                 update={"success": False, "error": broken, "failure": Failure(kind="sandbox", message=broken)}
@@ -75,11 +75,14 @@ def _kind(error: Exception) -> tuple[str, str]:
     return "failed", message
 
 
-async def _broken(run: AgentRun) -> str | None:
+async def _broken(run: AgentRun, result: AgentResult) -> str | None:
     """What is wrong with the sandbox, if anything: an agent whose sandbox has gone may well call itself done."""
     try:
         async with asyncio.timeout(_LOOK_S):
             sandbox = await run.sandbox.refresh()
+            if sandbox.state == "running" and not result.success:
+                # One that is just ending still says that it runs, but takes no commands any more.
+                await run.sandbox.exec(["true"])
     except TimeoutError:
         return f"the sandbox {run.sandbox.id} did not answer within {_LOOK_S:g} s"
     except RunraError as error:
