@@ -64,8 +64,8 @@ async def test_its_own_timer_is_off_and_metadata_outlives_a_pause(
 
 
 async def test_the_policy_is_put_again_after_a_resume(cube: CubeService, runra: Runra) -> None:
-    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}})
-    wanted = {"allowOut": ["pypi.org"], "denyOut": ["0.0.0.0/0"]}
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["api.example.com"]}})
+    wanted = {"allowOut": ["api.example.com"], "denyOut": ["0.0.0.0/0"]}
     assert cube.sandboxes[sandbox.id].asked["network"] == wanted
     await sandbox.pause()
     await sandbox.resume()
@@ -74,7 +74,7 @@ async def test_the_policy_is_put_again_after_a_resume(cube: CubeService, runra: 
 
 
 async def test_a_resumed_one_has_its_policy_before_anything_else(cube: CubeService, runra: Runra) -> None:
-    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}})
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["api.example.com"]}})
     await sandbox.pause()
     cube.network_fails = 2  # busy: asked again
     cube.calls.clear()
@@ -85,7 +85,7 @@ async def test_a_resumed_one_has_its_policy_before_anything_else(cube: CubeServi
 
 
 async def test_one_whose_policy_is_refused_is_paused_again(cube: CubeService, runra: Runra) -> None:
-    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}})
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["api.example.com"]}})
     await sandbox.pause()
     cube.network_fails, cube.network_status = 1, 400
     assert (await failing(sandbox.resume())).code == "INVALID_REQUEST"
@@ -95,7 +95,7 @@ async def test_one_whose_policy_is_refused_is_paused_again(cube: CubeService, ru
 
 
 async def test_one_that_cannot_be_paused_again_ends_with_its_time(cube: CubeService, runra: Runra) -> None:
-    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["pypi.org"]}}, timeout_ms=4000)
+    sandbox = await runra.create_sandbox(image="tpl-1", network={"egress": {"allow": ["api.example.com"]}}, timeout_ms=4000)
     await sandbox.pause()
     cube.network_fails, cube.network_status, cube.never_paused = 1, 400, True
     await failing(sandbox.resume())

@@ -80,11 +80,11 @@ async def test_what_is_asked(service: E2BService, runra: Runra) -> None:
         timeout_ms=90_500,
         env={"A": "1"},
         metadata={"m": "n"},
-        network={"egress": {"allow": ["pypi.org"]}},
+        network={"egress": {"allow": ["api.example.com"]}},
     )
     asked = service.sandboxes[sandbox.id].asked
     assert (asked["templateID"], asked["timeout"], asked["envVars"]) == ("base", 91, {"A": "1"})
-    assert asked["network"]["allowOut"] == ["pypi.org"]
+    assert asked["network"]["allowOut"] == ["api.example.com"]
     assert asked["network"]["denyOut"] == ["0.0.0.0/0"]
     assert sandbox.metadata == {"m": "n"}  # our own notes among it are not shown
 
