@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -263,7 +264,7 @@ def _dockerfile(client: Runra, folder: Path, dockerfile: Path | None, tag: str, 
         raise typer.BadParameter(f"there is no folder {folder}", param_hint="SOURCE")
     with tempfile.TemporaryDirectory(prefix="runra-build-") as scratch:
         archive = Path(scratch, "image.tar")
-        local = f"localhost/runra-build-{Path(scratch).name.rpartition('-')[2].lower()}"
+        local = f"localhost/runra-build-{secrets.token_hex(8)}"  # not the folder's name: that may begin with a _
         words = [
             program,
             "bud",
