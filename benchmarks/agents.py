@@ -49,34 +49,33 @@ def llm(cli: Cli, model: ScriptedModel) -> dict[str, Any]:
     return {"provider": provider, "config": {**config, "prices": {"m-1": {"input": 10, "output": 100}}}}
 
 
-async def by_itself(cli: Cli, model: ScriptedModel) -> float:
+async def by_itself(cli: Cli, model: ScriptedModel, scratch: str) -> float:
     """Ms from the start of the command line to its first event, asking the model directly."""
     chosen = llm(cli, model)
     target = resolve(chosen["provider"], chosen["config"])
-    with tempfile.TemporaryDirectory(dir="/var/tmp", ignore_cleanup_errors=True) as scratch:
-        launch = cli.launch(Asked(AgentOptions(), target, model.url, model.key, scratch))
-        for name, content in {**launch.files, "prompt": "say hello"}.items():
-            Path(scratch, name).write_text(content)
-        env = {"PATH": os.environ["PATH"], "HOME": scratch, **launch.env}
-        transcript = cli.transcript()
-        began = time.perf_counter()
-        with Path(scratch, "prompt").open() as prompt:
-            process = await asyncio.create_subprocess_exec(
-                *launch.argv,
-                cwd=scratch,
-                env=env,
-                stdin=prompt,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-        first = None
-        assert process.stdout is not None
-        async for line in process.stdout:
-            if transcript.feed(line.decode()) and first is None:
-                first = (time.perf_counter() - began) * 1000
-        await process.wait()
-        assert first is not None
-        return first
+    launch = cli.launch(Asked(AgentOptions(), target, model.url, model.key, scratch))
+    for name, content in {**launch.files, "prompt": "say hello"}.items():
+        Path(scratch, name).write_text(content)
+    env = {"PATH": os.environ["PATH"], "HOME": scratch, **launch.env}
+    transcript = cli.transcript()
+    began = time.perf_counter()
+    with Path(scratch, "prompt").open() as prompt:
+        process = await asyncio.create_subprocess_exec(
+            *launch.argv,
+            cwd=scratch,
+            env=env,
+            stdin=prompt,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    first = None
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if transcript.feed(line.decode()) and first is None:
+            first = (time.perf_counter() - began) * 1000
+    await process.wait()
+    assert first is not None
+    return first
 
 
 async def as_a_run(runra: Runra, sandbox_id: str) -> tuple[float, float]:
@@ -100,14 +99,17 @@ async def as_a_run(runra: Runra, sandbox_id: str) -> tuple[float, float]:
 async def overhead(cli: Cli, rounds: int) -> dict[str, Any]:
     async with ScriptedModel(script) as model, Runra(agent={"provider": cli.id}, llm=llm(cli, model)) as runra:
         sandbox = await runra.create_sandbox(NO_NETWORK)
-        await by_itself(cli, model)
+        # One home for all its starts, as in the sandbox: the first is slower.
+        home = tempfile.mkdtemp(dir="/var/tmp")
+        await by_itself(cli, model, home)
         await as_a_run(runra, sandbox.id)
         alone, run, whole = [], [], []
         for _ in range(rounds):
-            alone.append(await by_itself(cli, model))
+            alone.append(await by_itself(cli, model, home))
             first, total = await as_a_run(runra, sandbox.id)
             run.append(first)
             whole.append(total)
+        shutil.rmtree(home, ignore_errors=True)
         beyond = [in_run - direct for in_run, direct in zip(run, alone, strict=True)]
         return {
             "agent": cli.id,
