@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "join.h"
 #include "loop.h"
 #include "proc.h"
 #include "tunnel.h"
@@ -25,6 +26,8 @@ enum {
 static struct {
     struct watch watch;
     bool greeted, blocked;
+    bool parting; /* nothing new is sent: what is queued leaves, and then the connection is let go of */
+    bool parted;  /* it is, and the session waits for its host */
     uint8_t in[IN_SMALL];
     size_t in_used;
     uint8_t *big; /* the one frame too long for `in` */
@@ -33,20 +36,34 @@ static struct {
     size_t out_at, out_used, out_room;
 } c = {.watch = {.fd = -1}};
 
-static struct watch listener;
+static struct watch listener = {.fd = -1};
+static struct watch joining = {.fd = -1};
 static bool handed; /* connections are not accepted but received */
 
-bool conn_open(void) { return c.watch.fd >= 0; }
+bool conn_open(void) { return c.watch.fd >= 0 || c.parted; }
 
-static void drop(void) {
+/* Let go of the connection; what is queued stays. */
+static void disconnect(void) {
     watch_close(&c.watch);
     free(c.big);
+    c.big = NULL;
+    c.in_used = c.big_used = 0;
+    if (c.parting && joining.fd >= 0) close(joining.fd), joining.fd = -1;
+    c.greeted = c.blocked = c.parting = false;
+}
+
+static void end_session(void) {
     free(c.out);
-    c.big = c.out = NULL;
-    c.in_used = c.big_used = c.out_at = c.out_used = c.out_room = 0;
-    c.greeted = c.blocked = false;
+    c.out = NULL;
+    c.out_at = c.out_used = c.out_room = 0;
+    c.parted = false;
     proc_readers_gone();
     tunnels_free();
+}
+
+static void drop(void) {
+    disconnect();
+    end_session();
 }
 
 /* Room for `length` more bytes at the end of the queue; NULL drops the connection. */
@@ -185,24 +202,61 @@ static void flush_streams(void) {
     }
 }
 
+static void on_join(struct watch *w, uint32_t events);
+
+/* The last byte has left. */
+static void part(void) {
+    int fd = joining.fd; /* bound when the host asked, watched from now on */
+    joining.fd = -1;
+    disconnect();
+    watch_close(&listener);
+    c.parted = true;
+    if (watch_open(&joining, fd, EPOLLIN, on_join) < 0) exit(1); /* nobody could ever come again */
+}
+
+int conn_part(uint32_t stream) {
+    if (!handed) return EOPNOTSUPP;
+    joining.fd = join_open();
+    if (joining.fd < 0) return errno;
+    conn_send(A_DONE, stream, NULL, 0);
+    c.parting = true;
+    return 0;
+}
+
 void conn_flush(void) {
-    if (!conn_open()) return;
+    if (c.watch.fd < 0) return;
     if (!c.blocked && c.greeted) {
-        flush_streams();
-        if (conn_open() && !c.blocked) flush_queue();
+        if (!c.parting) flush_streams();
+        if (conn_open() && !c.blocked && flush_queue() && c.parting) part();
     }
-    if (!conn_open()) return;
+    if (c.watch.fd < 0) return;
     tunnels_hold();
     uint32_t want = c.out_used - c.out_at < OUT_ENOUGH ? (uint32_t)EPOLLIN : 0;
     if (c.blocked || tunnel_ready()) want |= EPOLLOUT;
     watch_set(&c.watch, want);
 }
 
+/* Our greeting goes first, whatever is queued, and to a host of another version before it is cut off. A socket that
+ * carried nothing yet has room for it. */
+static bool greet(void) {
+    uint8_t room[64];
+    struct fields out = {.at = room + FRAME_HEADER, .room = sizeof room - FRAME_HEADER};
+    put_number(&out, T_VERSION, PROTOCOL_VERSION);
+    put_number(&out, T_PID, (uint64_t)getpid());
+    frame_encode(room, (uint32_t)out.used, A_HELLO, 0, 0);
+    size_t whole = FRAME_HEADER + out.used;
+    return send(c.watch.fd, room, whole, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)whole;
+}
+
 static bool dispatch(const uint8_t *at, const struct frame *f) {
     const uint8_t *payload = at + FRAME_HEADER;
+    if (c.parting) return false; /* who parts has said its last */
     if (c.greeted) return request_handle(f, payload);
-    c.greeted = request_hello(f, payload);
-    if (!c.greeted && conn_open()) flush_queue(); /* a host of another version hears ours before it is cut off */
+    bool resume = false;
+    c.greeted = request_hello(f, payload, &resume);
+    if (f->type != F_HELLO || !greet()) return false;
+    if (!resume || !c.parted) end_session();
+    c.parted = false;
     return c.greeted;
 }
 
@@ -289,13 +343,22 @@ static void on_connect(struct watch *w, uint32_t events) {
     (void)events;
     int fd = handed ? receive(w->fd) : accept4(w->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED)) return;
-    drop();
+    if (c.parted) disconnect();
+    else drop();
     if (fd < 0) { /* no descriptor left, say: the old connection has just freed one. Not at once, lest this spins */
         watch_set(w, 0);
         timer_start(&listening_again, LISTEN_PAUSE_MS, listen_again);
         return;
     }
     if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
+}
+
+static void on_join(struct watch *w, uint32_t events) {
+    (void)events;
+    int fd = join_receive(w->fd);
+    if (fd < 0) return;
+    watch_close(w);
+    if (watch_open(&listener, fd, EPOLLIN, on_connect) < 0) exit(1);
 }
 
 int conn_listen(int fd, bool hands) {

@@ -14,6 +14,7 @@ static uint32_t largest(uint8_t type) {
     case F_RESIZE: return 4;
     case F_PING:
     case F_LIST:
+    case F_PART:
     case F_EOF:
     case F_DETACH: return 0;
     default: return MAX_SMALL;
@@ -25,7 +26,7 @@ bool frame_decode(const uint8_t h[FRAME_HEADER], struct frame *out) {
     out->type = h[4];
     out->flags = h[5];
     out->stream = get32(h + 8);
-    if (out->type < F_HELLO || out->type > F_CONNECT || out->flags || h[6] || h[7]) return false;
+    if (out->type < F_HELLO || out->type > F_PART || out->flags || h[6] || h[7]) return false;
     if ((out->type == F_CREDIT || out->type == F_RESIZE) && out->length != 4) return false;
     return out->length <= largest(out->type);
 }
@@ -60,7 +61,7 @@ int request_parse(const uint8_t *p, size_t length, struct request *r) {
         p += 5;
         length -= 5;
         if (size > length) return EPROTO;
-        if (tag >= T_VERSION && tag <= T_PORT) {
+        if (tag >= T_VERSION && tag <= T_RESUME) {
             if (size != 8 || ((r->seen >> tag) & 1u)) return EPROTO;
             r->seen |= 1u << tag;
             r->number[tag] = (uint64_t)get32(p) | (uint64_t)get32(p + 4) << 32;

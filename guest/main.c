@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "conn.h"
+#include "join.h"
 #include "loop.h"
 #include "proc.h"
 #include "shim.h"
@@ -70,6 +71,7 @@ int main(int argc, char **argv) {
         sync();
         return 0;
     }
+    if (argc == 3 && !strcmp(argv[1], "--join")) return join_main(argv[2]); /* for the host as well */
     int fd = given_fd(argc, argv, &handed);
     for (int i = 0; i < 3; i++) /* so that no pipe ever lands on 0, 1 or 2 */
         if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) die("/dev/null");

@@ -10,18 +10,13 @@
 #include "proc.h"
 #include "tunnel.h"
 
-bool request_hello(const struct frame *f, const uint8_t *payload) {
+bool request_hello(const struct frame *f, const uint8_t *payload, bool *resume) {
     struct request r;
     if (f->type != F_HELLO) return false;
     int error = request_parse(payload, f->length, &r);
     request_free(&r); /* only its numbers matter */
-    if (error) return false;
-    uint8_t room[64];
-    struct fields out = {.at = room, .room = sizeof room};
-    put_number(&out, T_VERSION, PROTOCOL_VERSION);
-    put_number(&out, T_PID, (uint64_t)getpid());
-    conn_send(A_HELLO, 0, room, out.used);
-    return r.number[T_VERSION] == PROTOCOL_VERSION;
+    *resume = r.number[T_RESUME] != 0;
+    return !error && r.number[T_VERSION] == PROTOCOL_VERSION;
 }
 
 static bool number_fits(const struct request *r, enum field tag, uint64_t most) { return r->number[tag] <= most; }
@@ -113,6 +108,11 @@ bool request_handle(const struct frame *f, const uint8_t *payload) {
     if (f->type == F_HELLO || (f->type != F_PING && !f->stream)) return false;
     if (f->type == F_PING) {
         conn_send(A_PONG, f->stream, NULL, 0);
+        return true;
+    }
+    if (f->type == F_PART) {
+        int error = conn_part(f->stream);
+        if (error) conn_error(f->stream, error, STAGE_PART, strerror(error));
         return true;
     }
     if (f->type >= F_DATA && f->type <= F_DETACH) return about_stream(f, payload);

@@ -3,8 +3,9 @@
  * It makes the namespaces and mounts such a wall needs, all of them owned by the sandbox's user namespace, starts it,
  * and stays: whoever kills the keeper has killed all of the sandbox, and it ends by itself when the wall's own process
  * does. Connections to the sandbox's socket are accepted here and handed to the agent over a socket pair that is the
- * agent's standard input, because this wall cannot be given a listening socket. The keeper reads nothing that comes
- * from the sandbox.
+ * agent's standard input, because this wall cannot be given a listening socket. An agent that let go of that, to be
+ * saved, is brought another with the next connection, by a program that the wall starts inside (`join`). The keeper
+ * reads nothing that comes from the sandbox.
  *
  * Descriptors as laid out: 2 the wall's errors, 3 the report, 4 the listening socket, then the user namespace.
  */
@@ -68,20 +69,24 @@ static void make_mounts(const struct overlay *overlays, int count) {
         fail("cover", "/proc/sys/net/core");
 }
 
+/* Run a program of the wall's with this as its standard input; -1 for nothing new. */
+static pid_t start(char **argv, int input) {
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (input >= 0 && dup2(input, STDIN_FILENO) < 0) fail("lay out", "descriptors");
+    close_range(3, ~0U, 0);
+    char *environment[] = {"PATH=/usr/bin:/bin", NULL};
+    execve(argv[0], argv, environment);
+    fail("exec", argv[0]);
+}
+
 /* The wall's starter is a child that ends when the wall stands; the wall itself is then ours to reap. */
 static pid_t start_wall(char **argv, int agent_end) {
-    pid_t starter = fork();
+    pid_t starter = start(argv, agent_end);
     if (starter < 0) fail("fork", argv[0]);
-    if (starter == 0) {
-        sigset_t none;
-        sigemptyset(&none);
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        if (dup2(agent_end, STDIN_FILENO) < 0) fail("lay out", "descriptors");
-        close_range(3, ~0U, 0);
-        char *environment[] = {"PATH=/usr/bin:/bin", NULL};
-        execve(argv[0], argv, environment);
-        fail("exec", argv[0]);
-    }
     int status = 0;
     for (pid_t pid; (pid = waitpid(-1, &status, 0)) != starter;)
         if (pid < 0 && errno != EINTR) fail("wait for", argv[0]);
@@ -106,9 +111,8 @@ static void drop_all(void) {
         fail("drop", "capabilities");
 }
 
-static void hand_over(int agent) {
-    int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0) return;
+/* Hand a connection to the agent. False when it holds the other end no more. */
+static bool hand_over(int agent, int fd) {
     char control[CMSG_SPACE(sizeof fd)] = {0};
     struct iovec byte = {.iov_base = "c", .iov_len = 1};
     struct msghdr message = {
@@ -119,11 +123,35 @@ static void hand_over(int agent) {
     item->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(item), &fd, sizeof fd);
     /* An agent that takes none of them must not hold us up: then the caller is hung up on. */
-    while (sendmsg(agent, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EINTR) {}
+    ssize_t sent;
+    while ((sent = sendmsg(agent, &message, MSG_NOSIGNAL | MSG_DONTWAIT)) < 0 && errno == EINTR) {}
+    return sent >= 0 || errno == EAGAIN;
+}
+
+/* Bring the agent another socket. What is handed over before it has come waits in it, and is lost with it if it never
+ * does: then the caller is hung up on, and the next one makes us try again. */
+static int bring_another(char **join) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) return -1;
+    pid_t pid = start(join, pair[1]);
+    close(pair[1]);
+    if (pid > 0) return pair[0];
+    close(pair[0]);
+    return -1;
+}
+
+static void connect_agent(int *agent, char **join) {
+    int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return;
+    if (*agent < 0 || !hand_over(*agent, fd)) {
+        close(*agent);
+        *agent = bring_another(join);
+        if (*agent >= 0) hand_over(*agent, fd);
+    }
     close(fd);
 }
 
-static _Noreturn void serve(pid_t wall, int agent, int signals) {
+static _Noreturn void serve(pid_t wall, int agent, char **join, int signals) {
     for (;;) {
         struct pollfd ready[] = {{.fd = LISTEN_FD, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
         if (poll(ready, 2, -1) < 0 && errno != EINTR) _exit(1);
@@ -133,20 +161,21 @@ static _Noreturn void serve(pid_t wall, int agent, int signals) {
             for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
                 if (pid == wall) _exit(0); /* and with process 1 everything else in here ends */
         }
-        if (ready[0].revents) hand_over(agent);
+        if (ready[0].revents) connect_agent(&agent, join);
     }
 }
 
-static _Noreturn void run_keeper(const struct overlay *overlays, int count, char **argv, int ready) {
-    int pair[2];
+static _Noreturn void run_keeper(const struct overlay *overlays, int count, char **argv, char **join, bool apart,
+                                 int ready) {
+    int pair[2] = {-1, -1};
     sigset_t watched;
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
     sigprocmask(SIG_BLOCK, &watched, NULL); /* before there is anybody whose end could be missed */
     make_mounts(overlays, count);
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) fail("make", "socket pair");
+    if (!apart && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) fail("make", "socket pair");
     pid_t wall = start_wall(argv, pair[1]);
-    close(pair[1]);
+    if (!apart) close(pair[1]);
     int signals = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK) < 0) fail("watch", "the wall");
     drop_all();
@@ -155,10 +184,11 @@ static _Noreturn void run_keeper(const struct overlay *overlays, int count, char
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = 0; fd < 4; fd++)
         if (dup2(null, fd) < 0) fail("lay out", "descriptors");
-    serve(wall, pair[0], signals);
+    serve(wall, pair[0], join, signals);
 }
 
-void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns, bool networked) {
+void keep_and_exec(const struct overlay *overlays, int count, char **argv, char **join, bool apart, int userns,
+                   bool networked) {
     int ready[2];
     if (pipe2(ready, O_CLOEXEC) < 0) fail("pipe", "keeper");
     fcntl(REPORT_FD, F_SETFD, FD_CLOEXEC);
@@ -167,7 +197,7 @@ void keep_and_exec(const struct overlay *overlays, int count, char **argv, int u
     if (keeper < 0) fail("fork", "keeper");
     if (keeper == 0) {
         close(ready[0]);
-        run_keeper(overlays, count, argv, ready[1]);
+        run_keeper(overlays, count, argv, join, apart, ready[1]);
     }
     close(ready[1]);
     char byte;

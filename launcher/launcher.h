@@ -19,8 +19,13 @@ _Noreturn void fail(const char *what, const char *value);
 /* Turn this child into the sandbox's program; returns only on failure, having written why to descriptor 2. */
 void stage_and_exec(char **words, const int *fds, int fd_count);
 
-/* keeper.c: start ARGV in namespaces of its own (the network's may be there already), and stay as its keeper. */
-_Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, int userns, bool networked);
+/* keeper.c: start ARGV in namespaces of its own (the network's may be there already), and stay as its keeper. `join`
+ * brings the agent a socket when it has none, as it has from the start when it is `apart`. */
+_Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, char **join, bool apart, int userns,
+                             bool networked);
+
+/* enter.c: run ARGV in the namespaces of another process, as their root, in a folder of ours; descriptors of both. */
+_Noreturn void enter_and_exec(int process, int folder, char **argv);
 
 /* network.c: move what a network namespace holds into a new one that the user namespace owns, and stay in that. */
 void hand_over_network(int from, int userns);

@@ -9,7 +9,11 @@
  *   netns                    enter the network namespace that is the last attached descriptor; with keep, move what is
  *                            in it to one that the user namespace owns
  *   files N                  how many descriptors a process may have
- *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes
+ *   keep                     ARGV is started by a keeper (keeper.c), in namespaces that it makes; after another "--" is
+ *                            what brings the agent a socket when it has none: from the start, with
+ *   apart                    as the agent of a wall that comes back from a file
+ *   enter                    run ARGV in the namespaces of the process that is the last attached descriptor, in the
+ *                            folder that is the one before
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
  * Attached descriptors become 0, 1, 2, 3… (that of `netns` is left out); with `ids` the user namespace follows as the
@@ -184,16 +188,20 @@ static void limit(__rlimit_resource_t resource, rlim_t soft, rlim_t hard) {
     }
 }
 
+/* Cut a list of words at its "--"; what follows, or NULL. */
+static char **after_dashes(char **words) {
+    for (; *words; words++)
+        if (strcmp(*words, "--") == 0) {
+            *words = NULL;
+            return words + 1;
+        }
+    return NULL;
+}
+
 void stage_and_exec(char **words, const int *fds, int fd_count) {
     if (fd_count > 2) error_fd = fds[2];
     unsigned base = 0, count = 0;
-    char **argv = NULL;
-    for (char **word = words; *word; word++)
-        if (strcmp(*word, "--") == 0) {
-            argv = word + 1;
-            *word = NULL;
-            break;
-        }
+    char **argv = after_dashes(words), **join = argv ? after_dashes(argv) : NULL;
     errno = EINVAL;
     if (argv == NULL || argv[0] == NULL) fail("read", "request");
 
@@ -201,7 +209,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
     static struct overlay overlays[MOUNTS_MAX];
     int mount_count = 0, overlay_count = 0;
     int userns = -1;
-    bool keep = false;
+    bool keep = false, apart = false, enter = false;
     int netns = -1;
     const char *nested = "0";
     rlim_t files = FILES_MAX;
@@ -234,6 +242,12 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         } else if (strcmp(word[0], "keep") == 0) {
             keep = true;
             word += 1;
+        } else if (strcmp(word[0], "apart") == 0) {
+            apart = true;
+            word += 1;
+        } else if (strcmp(word[0], "enter") == 0 && fd_count > 4) {
+            enter = true;
+            word += 1;
         } else if (strcmp(word[0], "overlay") == 0 && word[1] && word[2] && overlay_count < MOUNTS_MAX) {
             overlays[overlay_count++] = (struct overlay){.target = word[1], .options = word[2]};
             word += 3;
@@ -264,7 +278,8 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
-    if (keep) keep_and_exec(overlays, overlay_count, argv, fd_count, netns >= 0);
+    if (enter) enter_and_exec(fd_count - 1, fd_count - 2, argv);
+    if (keep) keep_and_exec(overlays, overlay_count, argv, join, apart, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);
     fail("exec", argv[0]);

@@ -55,14 +55,17 @@ def snapshot_rm(references: References) -> None:
 def fork(
     sandbox_id: Annotated[str, typer.Argument(metavar="ID", help="The sandbox.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many copies.")] = 1,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="What runs in it goes on in each copy (isolation gvisor).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make running copies of a sandbox's files under identities of their own, and print their ids. Processes do not
-    come along."""
+    """Make running copies of a sandbox's files, and of what runs in it if you like, under identities of their own, and
+    print their ids."""
     from runra import Runra
 
     with Runra() as client:
-        made = client.sandboxes.get(sandbox_id).fork(count)
+        made = client.sandboxes.get(sandbox_id).fork(count, processes=processes)
         if as_json:
             show_json([one.info.to_wire() for one in made])
         else:

@@ -34,6 +34,7 @@ class SnapshotInfo(Wire):
 
 
 class ForkRequest(Request):
-    """The body of a fork."""
+    """The body of a fork. `processes`: what runs in the sandbox goes on in each copy."""
 
     count: Annotated[int, Field(ge=1, le=MAX_FORKS)] = 1
+    processes: bool = False

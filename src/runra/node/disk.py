@@ -16,13 +16,14 @@ import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
 from runra.errors import RunraError
 from runra.node.launcher import Launcher
 from runra.node.settings import DiskMode
+from runra.node.waiting import to_its_end
 
 #: <linux/btrfs.h>: requests, and the arguments' layout.
 _SNAP_CREATE, _SUBVOL_CREATE, _SNAP_DESTROY = 0x5000_9401, 0x5000_940E, 0x5000_940F
@@ -150,7 +151,7 @@ class BtrfsDisk:
     async def clone(self, source: Path, target: Path, limit_mb: int | None) -> None:
         # The ioctl first writes out what the source has in the page cache, then commits a transaction.
         with _room():
-            await to_its_end(_snapshot, source, target)
+            await to_its_end(asyncio.to_thread(_snapshot, source, target))
         if limit_mb is not None:
             # What is shared counts for whoever wrote it (simple quotas) or for both (full ones); the limit is meant
             # for what comes now.
@@ -171,7 +172,7 @@ class BtrfsDisk:
         times over 300 MB of quota made the image 540 MB large, also after the sandbox's end."""
         if self._image is None or self._image.stat().st_blocks * 512 < self._trimmed_at + _TRIM_GROWTH:
             return
-        await to_its_end(_trim, self._root)
+        await to_its_end(asyncio.to_thread(_trim, self._root))
         self._trimmed_at = self._image.stat().st_blocks * 512
 
     async def close(self) -> None:
@@ -301,14 +302,3 @@ def _referenced(folder: Path) -> int:
     # The key (104 bytes, its count at 64), then one item: a header of 32 bytes, a generation, what it references.
     (count,) = struct.unpack_from("=I", found, 64)
     return int(struct.unpack_from("=Q", found, 104 + 32 + 8)[0]) if count else 0
-
-
-async def to_its_end(work: Callable[..., None], *arguments: object) -> None:
-    """Run what cannot be interrupted in a thread. A cancelled caller waits for its end: then there is something it
-    can clean away, and nothing appears behind its back."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

@@ -40,9 +40,12 @@ def take_up(
     return mounted, Snapshots(snapshots, disk, isolations), unfinished
 
 
-async def fork(source: Sandbox, ids: Sequence[str], snapshots: Snapshots, create: Create) -> list[Sandbox]:
-    """Make copies of a sandbox, one for each id, with its files of this moment. All of them or none."""
-    async with snapshots.seed(source) as root:
+async def fork(
+    source: Sandbox, ids: Sequence[str], snapshots: Snapshots, create: Create, *, processes: bool
+) -> list[Sandbox]:
+    """Make copies of a sandbox, one for each id, with its files of this moment, and its processes if asked for. All of
+    them or none."""
+    async with snapshots.seed(source, processes=processes) as root:
 
         @asynccontextmanager
         async def resolve(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:

@@ -85,20 +85,29 @@ class Launcher:
         program = shutil.which(argv[0], path=_PATH)
         if program is None:
             raise RunraError("INTERNAL_ERROR", f"{argv[0]} is not installed")
+        await self.finish([], [program, *argv[1:]], timeout=timeout)
+
+    async def finish(
+        self, words: Sequence[str], argv: Sequence[str], fds: Sequence[int] = (), *, timeout: float
+    ) -> None:
+        """Start a program as `spawn` does, with `fds` from 3 on, and wait for its end, or kill it after `timeout` s.
+        Raises INTERNAL_ERROR with what it said when it fails."""
+        name = Path(argv[0]).name
         said, said_theirs = os.pipe()
         exited: asyncio.Future[int] | None = None
         pid = 0
         try:
             with FileIO(os.devnull, "r+") as null:
-                pid, exited = await self.spawn(["--", program, *argv[1:]], [null.fileno(), said_theirs, said_theirs])
+                stdio = [null.fileno(), said_theirs, said_theirs]
+                pid, exited = await self.spawn([*words, "--", *argv], [*stdio, *fds])
             os.close(said_theirs)
             said_theirs = -1
             async with asyncio.timeout(timeout):
-                words = (await read_all(said, timeout)).decode(errors="replace").strip()
+                text = (await read_all(said, timeout)).decode(errors="replace").strip()
                 if await asyncio.shield(exited) != 0:
-                    raise RunraError("INTERNAL_ERROR", f"{argv[0]} failed: {words[-2000:]}")
+                    raise RunraError("INTERNAL_ERROR", f"{name} failed: {text[-2000:]}")
         except TimeoutError:
-            raise RunraError("INTERNAL_ERROR", f"{argv[0]} was not done within {timeout:.0f} s") from None
+            raise RunraError("INTERNAL_ERROR", f"{name} was not done within {timeout:.0f} s") from None
         finally:
             if exited is not None and not exited.done():
                 with contextlib.suppress(ProcessLookupError):

@@ -157,7 +157,7 @@ class Node:
                 raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
             if record.network_index is not None and self._network is None:
                 raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
-            await sandbox.adopt()
+            await sandbox.adopt(self._isolations[record.isolation].checkpoints)
             if record.network_index is not None and self._network is not None:
                 adopted = self._network.adopt(
                     record.id, record.organization_id, record.network_index, record.config.network
@@ -230,11 +230,15 @@ class Node:
         """
         return await self.snapshots.take(self._live(sandbox_id), snapshot_id, name)
 
-    async def fork(self, sandbox_id: str, ids: Sequence[str]) -> list[Sandbox]:
+    async def fork(self, sandbox_id: str, ids: Sequence[str], *, processes: bool = False) -> list[Sandbox]:
         """Start copies of a sandbox, one for each id: its files at this moment and its configuration, an identity of
-        their own, no processes. All of them run when this returns; when one cannot, none is left and its error is
-        raised. INVALID_STATE unless the source is running or paused."""
-        return await keeping.fork(self._live(sandbox_id), ids, self.snapshots, self.create)
+        their own; with `processes` also what runs in it, which goes on in each. All of them run when this returns; when
+        one cannot, none is left and its error is raised.
+
+        INVALID_STATE unless the source is running or paused (with processes, running), or where what it runs cannot be
+        saved; INVALID_CONFIG where its wall cannot do that.
+        """
+        return await keeping.fork(self._live(sandbox_id), ids, self.snapshots, self.create, processes=processes)
 
     def _live(self, sandbox_id: str) -> Sandbox:
         try:

@@ -24,6 +24,11 @@ class ProcessOne:
         self._fd = -1
         self._died = asyncio.Event()
 
+    @property
+    def fd(self) -> int:
+        """Its pidfd, which stays ours."""
+        return self._fd
+
     def watch(self, pid: int) -> None:
         """Raises ProcessLookupError when it is gone already."""
         self._fd = os.pidfd_open(pid)

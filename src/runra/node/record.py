@@ -44,6 +44,8 @@ class Record(BaseModel):
     ran_ms: int = 0
     running_since_ms: int = 0
     paused_since_ms: int = 0
+    #: What runs in it is being saved: it stands still, and its agent has no socket of the host's.
+    apart: bool = False
 
     def save(self, path: Path) -> None:
         """Replace the record at `path` in one step. It holds the values of network secrets: only we may read it."""

@@ -7,6 +7,7 @@ leaves one half done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -21,6 +22,7 @@ from runra.node.agent.link import AgentLink
 from runra.node.agent.types import AgentLost, ProcessStatus
 from runra.node.cgroups import Cgroup
 from runra.node.freezer import continue_tree, stop_tree
+from runra.node.isolation.checkpoint import Checkpoints, Standing
 from runra.node.network.guest import Guest
 from runra.node.network.host import HostNetwork
 from runra.node.network.policy import NOTHING, policy_of
@@ -183,7 +185,7 @@ class Sandbox:
         return self._ended() if self.record.state == "terminated" else lost
 
     async def _agent(self) -> AgentLink:
-        if self._link is not None and not self._link.closed:
+        if self._link is not None and not self._link.closed and not self._link.apart:
             return self._link
         async with self._linking:
             if self._link is None or self._link.closed:
@@ -217,7 +219,7 @@ class Sandbox:
         self._run_from_now()
         await self._changed("sandbox.started", {})
 
-    async def adopt(self) -> None:
+    async def adopt(self, checkpoints: Checkpoints | None) -> None:
         """Take over a sandbox that an earlier server left. Raises when it is not what its record says."""
         record = self.record
         if not record.pid or process_start(record.pid) != record.pid_started:
@@ -230,6 +232,10 @@ class Sandbox:
         else:
             self._running_since = time.monotonic() - max(0, _now_ms() - record.running_since_ms) / 1000
             self._thaw()
+            if record.apart and checkpoints is not None:
+                with contextlib.suppress(RunraError):  # it may run on already: then it answers
+                    await checkpoints.go_on(self._standing())
+                record.apart = False
             await self._agent()
             self._timers.arm()
 
@@ -373,6 +379,44 @@ class Sandbox:
             finally:
                 if running:
                     self._thaw()
+
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[Standing]:
+        """Its agent holds nothing of the host's as long as this is entered, so that what runs in it can be saved, and
+        no transition begins. What is under way with the agent waits, and goes on afterwards.
+
+        Raises INVALID_STATE unless it is running, or where something inside is in the way.
+        """
+        async with self._turn:
+            self._require_running()
+            link = await self._agent()
+            async with self._linking:
+                self.record.apart = True
+                self.record.save(self.record_path)
+                try:
+                    await link.part()
+                    try:
+                        yield self._standing()
+                    finally:
+                        await link.resume(self.socket_path)
+                finally:
+                    self.record.apart = False
+                    self.record.save(self.record_path)
+
+    def _standing(self) -> Standing:
+        record = self.record
+        assert record.first_id is not None  # walls that save are offered to root only
+        memory_mb = record.config.resources.memory_mb
+        return Standing(self.id, self.folder, self._process_one.fd, self.cgroup, record.first_id, memory_mb)
+
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[None]:
+        """Within `apart`: not even its wall does anything."""
+        try:
+            await self._freeze()
+            yield
+        finally:
+            self._thaw()
 
     # --- the parts of a transition ---
 

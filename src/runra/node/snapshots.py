@@ -8,6 +8,7 @@ no more layers than its image, and every copy can be deleted at any time.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
@@ -23,13 +24,14 @@ from runra.errors import RunraError
 from runra.events import now_iso
 from runra.ids import new_id
 from runra.node.agent.types import ExecSpec
-from runra.node.disk import LAYERS, Disk, to_its_end
+from runra.node.disk import LAYERS, Disk
 from runra.node.images import RootFilesystem
 from runra.node.isolation import Isolation
 from runra.node.isolation.staging import AGENT
 from runra.node.record import Record
 from runra.node.sandbox import Sandbox
 from runra.node.shelf import Kept, Shelf
+from runra.node.waiting import to_its_end
 
 #: How long a wall that keeps writes to itself may take to write them out, in ms.
 _SYNC_MS: Final = 60_000
@@ -73,7 +75,7 @@ class Snapshots:
                 sandbox_id=sandbox.id,
                 image=sandbox.config.image,
                 size_bytes=size,
-                root=replace(sandbox.record.root, start_from=None),
+                root=replace(sandbox.record.root, start_from=None, memory=None),
             )
             self._shelf.put(record)
         except BaseException:
@@ -89,22 +91,43 @@ class Snapshots:
         async with sandbox.still():
             await self._disk.clone(sandbox.folder, target, None)
             size = sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
-        await to_its_end(_settle, target, sandbox.record)
+        await to_its_end(asyncio.to_thread(_settle, target, sandbox.record))
+        return size
+
+    async def _copy_running(self, sandbox: Sandbox, target: Path, memory: Path) -> int:
+        """The same, and what runs in it at that moment into the folder `memory`."""
+        checkpoints = self._isolations[sandbox.record.isolation].checkpoints
+        if checkpoints is None:
+            raise RunraError(
+                "INVALID_CONFIG",
+                f"sandbox {sandbox.id} is behind {sandbox.record.isolation}, which cannot save processes here: that "
+                "takes isolation gvisor and a runsc of July 2024 or later (Debian 13's). Fork without processes",
+                details={"field": "processes"},
+            )
+        async with sandbox.apart() as standing, checkpoints.saved(standing, self._disk, memory), sandbox.frozen():
+            await self._disk.clone(sandbox.folder, target, None)
+            size = sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
+        await to_its_end(asyncio.to_thread(_settle, target, sandbox.record))
         return size
 
     @asynccontextmanager
-    async def seed(self, sandbox: Sandbox) -> AsyncIterator[RootFilesystem]:
+    async def seed(self, sandbox: Sandbox, *, processes: bool = False) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
-        await write_out(sandbox, self._isolations[sandbox.record.isolation])
-        passing = new_id("snap")
-        folder = self._shelf.place(passing)
+        passing, running = new_id("snap"), new_id("snap")
+        folder, memory = self._shelf.place(passing), self._shelf.place(running)
         self._passing[passing] = sandbox.record.root
         try:
-            size = await self._copy(sandbox, folder)
-            yield replace(sandbox.record.root, start_from=folder, start_bytes=size)
+            if processes:
+                size = await to_its_end(self._copy_running(sandbox, folder, memory))
+            else:
+                await write_out(sandbox, self._isolations[sandbox.record.isolation])
+                size = await self._copy(sandbox, folder)
+            kept = memory if processes else None
+            yield replace(sandbox.record.root, start_from=folder, start_bytes=size, memory=kept)
         finally:
             del self._passing[passing]
             self._shelf.throw_away(passing)
+            self._shelf.throw_away(running)
 
     @asynccontextmanager
     async def resolve(self, image: str, organization_id: str) -> AsyncIterator[RootFilesystem]:

@@ -1,9 +1,14 @@
-"""Waiting for a descriptor on the event loop. Callers bound the wait with `asyncio.timeout`."""
+"""Waiting: for a descriptor on the event loop (callers bound that with `asyncio.timeout`), and for what cannot be left
+half done."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -46,3 +51,16 @@ async def read_all(fd: int, timeout: float, limit: int = 65_536) -> bytes:
                 break
             found += part
     return found
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Await what cannot be interrupted. A cancelled caller waits for its end: then there is something it can clean
+    away, and nothing appears behind its back."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # nobody hears of it any more
+        raise

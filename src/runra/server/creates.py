@@ -145,7 +145,7 @@ class Creates:
             await self.keep(sandbox)
         return info.to_wire()
 
-    async def fork(self, key: Key, source: Sandbox, count: int) -> list[SandboxInfo]:
+    async def fork(self, key: Key, source: Sandbox, count: int, *, processes: bool) -> list[SandboxInfo]:
         """Copies of a sandbox, all of them running; when one cannot be made there is none."""
         config = source.config
         Access.require_limits(key, config)
@@ -160,7 +160,7 @@ class Creates:
                     self._quotas.room(key.organization_id, ids, config.resources),
                     asyncio.timeout(self._deadline_s),
                 ):
-                    made = await self._node.fork(source.id, ids)
+                    made = await self._node.fork(source.id, ids, processes=processes)
             except BaseException as error:
                 for each in ids:
                     await drop_create(self._store, each)

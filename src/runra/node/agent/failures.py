@@ -95,6 +95,12 @@ def agent_error(fields: Fields, **about: Any) -> RunraError:
         )
     if stage == Stage.TAKEN:
         return RunraError("INVALID_STATE", "another reader took over this process's output")
+    if stage == Stage.PART:
+        return RunraError(
+            "INVALID_STATE",
+            f"the sandbox's agent cannot let its processes be saved: {message}",
+            details={"reason": "not_saved", "errno": _name(code)},
+        )
     if stage == Stage.CONNECT:
         return port_error(code, message, about.get("port"))
     if code in _EXHAUSTED:

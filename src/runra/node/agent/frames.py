@@ -46,6 +46,7 @@ class Ask(IntEnum):
     RESIZE = 11
     DETACH = 12
     CONNECT = 13
+    PART = 14
 
 
 class Tell(IntEnum):
@@ -97,6 +98,7 @@ class Field(IntEnum):
     GID = 27
     IS_DIRECTORY = 28
     PORT = 29
+    RESUME = 30
     COMMAND = 32
     ARG = 33
     ENV = 34
@@ -124,6 +126,7 @@ class Stage(IntEnum):
     NO_PROCESS = 7
     TAKEN = 8
     CONNECT = 9
+    PART = 10
 
 
 class Frame(NamedTuple):

@@ -90,6 +90,8 @@ class _Wire(asyncio.BufferedProtocol):
         self.decoder = Decoder()
         self.greeting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self.on_frame: Callable[[Frame], None] | None = None
+        #: What came with the greeting: an agent that goes on where it parted has more to say at once.
+        self.early: list[Frame] = []
         self.on_lost: Callable[[str], None] | None = None
         self.transport: asyncio.Transport | None = None
 
@@ -113,9 +115,12 @@ class _Wire(asyncio.BufferedProtocol):
             self._fail(f"the agent broke the protocol: {error}")
 
     def _greet(self, frame: Frame) -> None:
-        if self.greeting.done() or frame.type != Tell.HELLO:
+        if self.greeting.done():
+            self.early.append(frame)  # no more than the streams' windows hold
+        elif frame.type != Tell.HELLO:
             raise ProtocolError("no greeting first")
-        self.greeting.set_result(frame)
+        else:
+            self.greeting.set_result(frame)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"the connection to the sandbox's agent ended{f': {error}' if error else ''}")
@@ -138,11 +143,13 @@ class AgentLink:
     """
 
     def __init__(self, wire: _Wire) -> None:
+        #: What is to be sent once the agent is back; None while it is there.
+        self._held: bytearray | None = None
+        self._parting: asyncio.Future[list[bytes]] | None = None
+        self._parted = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.closed = False
         self.files = AgentFiles(self)
-        assert wire.transport is not None
-        self._transport = wire.transport
         self._streams: dict[int, Channel | _Call] = {}
         self._leaving: set[int] = set()
         self._last_stream = 0
@@ -150,9 +157,21 @@ class AgentLink:
         self.max_streams = _MOST_STREAMS
         self._gone = asyncio.Event()
         self._why = ""
-        wire.on_frame, wire.on_lost = self._frame, self._lost
+        self._use(wire)
+
+    def _use(self, wire: _Wire, first: bytes = b"") -> None:
+        assert wire.transport is not None
+        self._transport = wire.transport
+        wire.on_frame, wire.on_lost = self._frame, self._hung_up
         # no pausing of reads or writes: what may be in flight is bounded by credit, both ways
         self._transport.set_write_buffer_limits(high=64 << 20)
+        self.send(first)
+        try:
+            for frame in wire.early:
+                self._frame(frame)
+        except ProtocolError as error:
+            self._lost(f"the agent broke the protocol: {error}")
+            raise AgentLost(self._why) from None
 
     @classmethod
     async def connect(cls, path: str | Path, *, timeout: float = 5.0) -> AgentLink:
@@ -160,25 +179,53 @@ class AgentLink:
 
         The newest connection is the agent's only one: an older link is closed by this.
         """
+        return cls(await _greeted(Path(path), timeout))
+
+    # --- parting, for an agent whose processes are saved ---
+
+    @property
+    def apart(self) -> bool:
+        """Between `part` and `resume`."""
+        return self._held is not None
+
+    async def part(self) -> None:
+        """Have the agent let go of this connection and of whatever it gets others from. Everything goes on where it
+        was with `resume`; what is asked until then waits. When this raises, the link is lost or stands as before.
+
+        Raises INVALID_STATE where something inside is in the way.
+        """
+        self.check()
+        call = _Call(self, self._new_stream(), {})
+        self._streams[call.stream] = call
+        self.send(pack(Ask.PART, call.stream))
+        self._held, self._parting = bytearray(), call.done
         try:
-            async with asyncio.timeout(timeout):
-                wire = await _dial(Path(path))
-                try:
-                    assert wire.transport is not None
-                    wire.transport.write(pack(Ask.HELLO, 0, pack_fields([(Field.VERSION, VERSION)])))
-                    greeting = unpack_fields((await wire.greeting).payload)
-                    version = greeting.number(Field.VERSION)
-                    if version != VERSION:
-                        raise AgentLost(f"the agent speaks version {version}, not {VERSION}; make the sandbox anew")
-                    return cls(wire)
-                except BaseException:
-                    if wire.transport is not None:
-                        wire.transport.abort()
-                    raise
-        except TimeoutError:
-            raise AgentLost(f"the agent did not answer within {timeout:g} s") from None
-        except (OSError, ProtocolError) as error:
-            raise AgentLost(f"cannot reach the agent: {error}") from error
+            await self.reply(call.done, lambda: None)
+            async with asyncio.timeout(REPLY_TIMEOUT):
+                await self._parted.wait()
+        except RunraError as error:
+            if isinstance(error, AgentLost):
+                self._lost(error.message)
+            else:  # it said no, and goes on
+                held, self._held = self._held, None
+                self.send(bytes(held))
+            raise
+        except BaseException:
+            self._lost("it was given up while it parted")
+            raise
+
+    async def resume(self, path: str | Path, *, timeout: float = 20.0) -> None:
+        """Connect again and go on. AgentLost, and all that waits with it, when that fails."""
+        if self.closed:
+            raise AgentLost(self._why)
+        try:
+            wire = await _greeted(Path(path), timeout, resume=True)
+        except BaseException:
+            self._lost("the agent did not come back after it had been saved")
+            raise
+        held, self._held = self._held or b"", None
+        self._parted.clear()
+        self._use(wire, bytes(held))
 
     async def wait_closed(self) -> None:
         """Until the connection is lost or closed."""
@@ -276,7 +323,9 @@ class AgentLink:
     # --- for channels ---
 
     def send(self, data: bytes) -> None:
-        if not self.closed:
+        if self._held is not None:
+            self._held += data
+        elif not self.closed:
             self._transport.write(data)
 
     def forget(self, stream: int) -> None:
@@ -299,7 +348,8 @@ class AgentLink:
         """Before anything new is asked: the link stands, and the agent takes what was sent (a frozen one does not)."""
         if self.closed:
             raise AgentLost(self._why)
-        if self._transport.get_write_buffer_size() > _MOST_UNSENT:
+        unsent = self._transport.get_write_buffer_size() if self._held is None else len(self._held)
+        if unsent > _MOST_UNSENT:
             raise RunraError(
                 "RESOURCE_EXHAUSTED", "the sandbox does not take its requests", details={"reason": "agent_busy"}
             )
@@ -364,6 +414,12 @@ class AgentLink:
         elif not self.closed:
             raise ProtocolError(f"a frame for stream {frame.stream}, which is not open")
 
+    def _hung_up(self, why: str) -> None:
+        if self._held is not None and self._parting is not None and self._parting.done():
+            self._parted.set()
+        else:
+            self._lost(why)
+
     def _lost(self, why: str, *, abort: bool = True) -> None:
         if self.closed:
             return
@@ -375,6 +431,31 @@ class AgentLink:
         for stream in list(self._streams.values()):
             stream.fail(AgentLost(why))
         self._gone.set()
+
+
+async def _greeted(path: Path, timeout: float, *, resume: bool = False) -> _Wire:
+    """A connection that both have greeted on; AgentLost when that does not come about within `timeout` seconds."""
+    fields: list[tuple[Field, int | str | bytes]] = [(Field.VERSION, VERSION)]
+    if resume:
+        fields.append((Field.RESUME, 1))
+    try:
+        async with asyncio.timeout(timeout):
+            wire = await _dial(path)
+            try:
+                assert wire.transport is not None
+                wire.transport.write(pack(Ask.HELLO, 0, pack_fields(fields)))
+                version = unpack_fields((await wire.greeting).payload).number(Field.VERSION)
+                if version != VERSION:
+                    raise AgentLost(f"the agent speaks version {version}, not {VERSION}; make the sandbox anew")
+                return wire
+            except BaseException:
+                if wire.transport is not None:
+                    wire.transport.abort()
+                raise
+    except TimeoutError:
+        raise AgentLost(f"the agent did not answer within {timeout:g} s") from None
+    except (OSError, ProtocolError) as error:
+        raise AgentLost(f"cannot reach the agent: {error}") from error
 
 
 async def _dial(path: Path) -> _Wire:

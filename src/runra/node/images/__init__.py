@@ -26,6 +26,8 @@ class RootFilesystem:
     #: snapshots and forks.
     start_from: Path | None = None
     start_bytes: int = 0
+    #: A folder with what ran when they were copied, and runs on in the copy (isolation/checkpoint.py).
+    memory: Path | None = None
 
     @property
     def layers(self) -> set[Path]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from runra.node.cgroups import Cgroup
 from runra.node.images import RootFilesystem
+from runra.node.isolation.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Isolation(Protocol):
     keeps_writes: bool
     #: It puts sandboxes into `Box.netns`. One that does not gives them no network, and a create that asks is refused.
     networked: bool
+    #: Saves what runs behind it; None: it cannot.
+    checkpoints: Checkpoints | None
 
     def host_processes(self, inside: int) -> int:
         """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""
@@ -56,7 +59,8 @@ class Isolation(Protocol):
         ...
 
     async def start(self, box: Box) -> int:
-        """Start the agent as process 1 of a new sandbox; returns its pid on the host.
+        """Start the agent as process 1 of a new sandbox, or all that ran in the one that `box.root.memory` was saved
+        from; returns its pid on the host.
 
         Raises INTERNAL_ERROR with the wall's own words when it could not; nothing runs then.
         """

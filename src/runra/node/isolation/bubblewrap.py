@@ -16,6 +16,7 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.isolation import Box, seccomp
+from runra.node.isolation.checkpoint import Checkpoints
 from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, Stage, spawn
 from runra.node.launcher import Launcher, binary
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
@@ -62,6 +63,7 @@ class Bubblewrap:
     name = "bubblewrap"
     keeps_writes = False
     networked = True
+    checkpoints: Checkpoints | None = None
 
     def __init__(self, launcher: Launcher, settings: NodeSettings) -> None:
         self._launcher = launcher

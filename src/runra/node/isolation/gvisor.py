@@ -4,6 +4,8 @@ Nothing of it runs as the host's root. The launcher enters the sandbox's user na
 (launcher/keeper.c), process 1 of a pid namespace of its own; below it run gVisor's kernel (as one id of the
 sandbox's range that owns nothing, in a further user namespace) and its file server (as the range's first id), which
 sees the sandbox's root and nothing else. The keeper's end is the sandbox's end.
+
+Builds since 2024 can write down what runs in a sandbox while it stands still, and let it go on in others.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, Final
 
 from runra.errors import RunraError
 from runra.node.isolation import Box
+from runra.node.isolation.checkpoint import CONFIG, Checkpoints
 from runra.node.isolation.staging import AGENT, CAPABILITIES, RUN_BYTES, STAGE, START_TIMEOUT, Stage, null, spawn
 from runra.node.launcher import Launcher, binary
 from runra.node.settings import IDS_PER_SANDBOX, NodeSettings
@@ -44,6 +47,8 @@ _OPEN_FILES: Final = 65_536
 _TMP_MARK: Final = ".runra"
 #: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
 _STAT_BROKEN_BEFORE: Final = 2024_10_01
+#: The oldest build seen to save a sandbox that then goes on. That of December 2022 never returns from it.
+_SAVES_SINCE: Final = 2024_07_29
 _PRELOAD: Final = "/run/runra/preload.so"
 CURE: Final = "apt-get install runsc, or put gVisor's release binary of that name on the PATH"
 
@@ -58,9 +63,17 @@ class Runsc:
     flags: tuple[str, ...]
 
     @property
-    def stat_broken(self) -> bool:
+    def _date(self) -> int | None:
         date = re.search(r"20\d{6}", self.version)
-        return date is not None and int(date[0]) < _STAT_BROKEN_BEFORE
+        return int(date[0]) if date else None
+
+    @property
+    def stat_broken(self) -> bool:
+        return self._date is not None and self._date < _STAT_BROKEN_BEFORE
+
+    @property
+    def saves(self) -> bool:
+        return self._date is not None and self._date >= _SAVES_SINCE
 
 
 async def find_runsc(launcher: Launcher) -> Runsc:
@@ -106,6 +119,7 @@ class Gvisor:
         self._agent = binary("runra-agent")
         self._preload = binary("runra-preload.so")
         self._stage = Stage(launcher)
+        self.checkpoints = Checkpoints(launcher, self._tool()) if runsc.saves else None
 
     def host_processes(self, inside: int) -> int:
         return _THREADS_PER_PROCESS * inside + _OWN_THREADS
@@ -116,7 +130,8 @@ class Gvisor:
         bundle = box.folder / "bundle"
         bundle.mkdir()
         bundle.chmod(0o755)
-        for name, text in (("config.json", json.dumps(self._spec(box))), ("ld.so.preload", f"{_PRELOAD}\n")):
+        config = json.dumps(self._spec(box)) if box.root.memory is None else (box.root.memory / CONFIG).read_text()
+        for name, text in ((CONFIG, config), ("ld.so.preload", f"{_PRELOAD}\n")):
             (bundle / name).write_text(text)
             (bundle / name).chmod(0o644)
 
@@ -130,16 +145,26 @@ class Gvisor:
             lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))
             upper = f"upperdir={STAGE}/box/upper{number},workdir={STAGE}/box/work{number}"
             words += ["overlay", overlay.target, f"lowerdir={lower},{upper},userxattr"]
-        words += ["--", *self._command(box)]
+        if box.root.memory is not None:
+            words += ["mount", "plain-ro", str(box.root.memory), "memory", "apart"]
+        words += ["--", *self._command(box), "--", *self._join(box)]
         if box.netns is None:
             return await spawn(self._launcher, box, words)
         return await spawn(self._launcher, box, ["netns", *words], [box.netns])
 
-    def _command(self, box: Box) -> list[str]:
+    def _tool(self) -> list[str]:
         command = [f"{STAGE}/wall/runsc", f"--root={STAGE}/state/run", f"--platform={self._runsc.platform}"]
-        network = "none" if box.netns is None else "sandbox"
-        command += ["--ignore-cgroups", f"--network={network}", "--file-access=exclusive", *self._runsc.flags]
-        return [*command, "run", "--detach", f"--bundle={STAGE}/box/bundle", f"--pid-file={STAGE}/state/pid", box.id]
+        return [*command, "--ignore-cgroups", "--file-access=exclusive", *self._runsc.flags]
+
+    def _command(self, box: Box) -> list[str]:
+        command = [*self._tool(), f"--network={'none' if box.netns is None else 'sandbox'}"]
+        command += ["run"] if box.root.memory is None else ["restore", f"--image-path={STAGE}/memory"]
+        return [*command, "--detach", f"--bundle={STAGE}/box/bundle", f"--pid-file={STAGE}/state/pid", box.id]
+
+    def _join(self, box: Box) -> list[str]:
+        """Brings an agent that was saved, here or in the copy this is, another socket, and the copy its own name."""
+        name = box.id.removeprefix("sb_")
+        return [*self._tool(), "exec", "--cap=CAP_SYS_ADMIN", box.id, AGENT, "--join", name]
 
     def _spec(self, box: Box) -> dict[str, Any]:
         """What is inside, in the words of the OCI runtime specification 1.0."""

@@ -249,14 +249,17 @@ class Sandbox(SandboxFields):
         answer = self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS)
         return parsed(SnapshotInfo, answer.json(f"POST {path}"), f"POST {path}")
 
-    def fork(self, count: int = 1) -> list[Self]:
+    def fork(self, count: int = 1, *, processes: bool = False) -> list[Self]:
         """Make `count` copies (at most 32): its files at this moment, its configuration, an identity of their own.
 
-        All of them are running when this returns, or there is none. No process, memory or /run comes along. Raises
-        INVALID_STATE when the sandbox is terminated, or writes to a volume that takes one writer.
+        All of them are running when this returns, or there is none. With `processes`, what runs in it goes on in every
+        copy, memory and open files included; without, nothing of that comes along, nor /run.
+
+        Raises INVALID_STATE when the sandbox is terminated, writes to a volume that takes one writer, or runs what
+        cannot be saved; INVALID_CONFIG where no processes can be: that takes isolation `gvisor` and a newer runsc.
         """
         path = sandbox_path(self.id, "fork")
-        request = checked(ForkRequest, {"count": count})
+        request = checked(ForkRequest, {"count": count, "processes": processes})
         answer = self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS)
         page = parsed(RawPage, answer.json(f"POST {path}"), f"POST {path}")
         return [type(self)(self._api, parsed(SandboxInfo, item, f"POST {path}")) for item in page.data]

@@ -24,8 +24,9 @@ async def take_snapshot(call: Caller, body: SnapshotCreate) -> Response:
 @routes.route("POST", "/sandboxes/{id}/fork", scope="sandbox:create", answer=Page[SandboxInfo], status=201)
 async def fork_sandbox(call: Caller, body: ForkRequest) -> Response:
     """Make copies of a running or paused sandbox: its files at one moment, its configuration, an identity of their own.
-    All of them run when this answers, or there is none."""
-    made = await call.services.creates.fork(call.key, call.sandbox, body.count)
+    With `processes`, of a running one behind `gvisor`, what runs in it goes on in each copy. All of them run when this
+    answers, or there is none."""
+    made = await call.services.creates.fork(call.key, call.sandbox, body.count, processes=body.processes)
     response = page(made, len(made), len(made), 0)
     response.status_code = 201
     return response

@@ -1,0 +1,130 @@
+"""Checkpoints: what runs in a sandbox, written down while it stands still, for copies that go on from there.
+
+A kernel in user space can do that (gVisor's `runsc checkpoint` and `restore`). Its tools are run among the sandbox's
+own processes (launcher/enter.c): none of them is the host's root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from runra.errors import RunraError
+from runra.node.cgroups import Cgroup
+from runra.node.disk import Disk
+from runra.node.launcher import Launcher
+
+#: The wall's configuration, kept beside the checkpoint: what comes back must be told the same as what was saved.
+CONFIG: Final = "config.json"
+#: Seconds the wall may take to stop or continue, and to write down a gigabyte.
+_STOP_TIMEOUT: Final = 20.0
+_SAVE_TIMEOUT: Final = 30.0
+#: MB that are free on the disk when a checkpoint has been written.
+_MIN_FREE_MB: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A sandbox that stands, as its wall's tools need it. `folder` is its own, on the host; `process` a pidfd of its
+    process 1; `first_id` as in `Box`."""
+
+    id: str
+    folder: Path
+    process: int
+    cgroup: Cgroup
+    first_id: int
+    memory_mb: int
+
+
+class Checkpoints:
+    """Saves what runs behind one kind of wall. `tool` are the words that begin each of its commands."""
+
+    def __init__(self, launcher: Launcher, tool: Sequence[str]) -> None:
+        self._launcher = launcher
+        self._tool = tool
+
+    @asynccontextmanager
+    async def saved(self, box: Standing, disk: Disk, into: Path) -> AsyncIterator[None]:
+        """Write down what runs in a sandbox, into a folder this makes. It stands still as long as this is entered, and
+        what its files should hold is in them.
+
+        Nothing inside may hold anything of the host's. Raises INVALID_STATE for what cannot be saved,
+        RESOURCE_EXHAUSTED when the disk has no room; then it goes on as before, too.
+        """
+        _require_room(into.parent, box.memory_mb)
+        # Memory, and as much again for what the wall writes about it: a wall that is not itself any more fills no disk.
+        disk.make(into, 2 * box.memory_mb)
+        shutil.copyfile(box.folder / "bundle" / CONFIG, into / CONFIG)
+        os.chown(into, box.first_id, box.first_id)
+        await self._run(box, into, _STOP_TIMEOUT, "pause")
+        try:
+            await self._save(box, into)
+            _settle(into)
+            yield
+        finally:
+            await self.go_on(box)
+
+    async def _save(self, box: Standing, into: Path) -> None:
+        words = ("checkpoint", "--leave-running", "--compression=none", "--image-path=.")
+        try:
+            await self._run(box, into, _SAVE_TIMEOUT * (1 + box.memory_mb / 1024), *words)
+        except RunraError as error:
+            raise _refused(box.id, error.message) from error
+
+    async def go_on(self, box: Standing) -> None:
+        """Let it run on. Raises INTERNAL_ERROR when it does not stand still."""
+        await self._run(box, Path("/"), _STOP_TIMEOUT, "resume")
+
+    async def _run(self, box: Standing, at: Path, timeout: float, *words: str) -> None:
+        joined = [word for path in box.cgroup.join_files for word in ("cgroup", str(path))]
+        folder = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            argv = [*self._tool, *words, box.id]
+            await self._launcher.finish([*joined, "enter"], argv, [folder, box.process], timeout=timeout)
+        finally:
+            os.close(folder)
+
+
+def _require_room(disk: Path, mb: int) -> None:
+    about = os.statvfs(disk)
+    free = about.f_bavail * about.f_frsize >> 20
+    if free < 2 * mb + _MIN_FREE_MB:
+        raise RunraError(
+            "RESOURCE_EXHAUSTED",
+            f"this server's disk for sandboxes has {free} MB left, too little for a sandbox of {mb} MB of memory to be "
+            "saved; delete snapshots or volumes, or terminate sandboxes",
+            details={"freeMb": free},
+        )
+
+
+def _settle(folder: Path) -> None:
+    """What was written belongs to the host from now on; whoever comes back from it, under ids of its own, may read."""
+    for entry in os.scandir(folder):
+        fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise RunraError("INTERNAL_ERROR", "the wall's checkpoint is no file")
+            os.fchown(fd, 0, 0)
+            os.fchmod(fd, 0o444)
+        finally:
+            os.close(fd)
+    os.chown(folder, 0, 0)
+    folder.chmod(0o755)
+
+
+def _refused(box_id: str, said: str) -> RunraError:
+    if "Disk quota exceeded" in said or os.strerror(errno.ENOSPC).lower() in said:
+        return RunraError("RESOURCE_EXHAUSTED", f"sandbox {box_id}: its memory is larger than what may be saved of it")
+    return RunraError(
+        "INVALID_STATE",
+        f"what runs in sandbox {box_id} cannot be saved; a program may hold a file that was deleted. Close it, or fork "
+        f"without processes. gVisor said: {said[:500]}",
+        details={"sandboxId": box_id, "reason": "not_saved"},
+    )
