@@ -353,12 +353,22 @@ static void on_connect(struct watch *w, uint32_t events) {
     if (watch_open(&c.watch, fd, EPOLLIN, on_readable) < 0) close(fd);
 }
 
-static void on_join(struct watch *w, uint32_t events) {
+static void on_joined(struct watch *w, uint32_t events) {
     (void)events;
     int fd = join_receive(w->fd);
+    watch_close(w);
+    if (fd >= 0) fd = watch_open(&listener, fd, EPOLLIN, on_connect);
+    else if ((fd = join_open()) >= 0) fd = watch_open(w, fd, EPOLLIN, on_join);
+    if (fd < 0 || loop_renew() < 0) exit(1);
+}
+
+/* One at a time: the name is free for the next as soon as it is needed. */
+static void on_join(struct watch *w, uint32_t events) {
+    (void)events;
+    int fd = join_accept(w->fd);
     if (fd < 0) return;
     watch_close(w);
-    if (watch_open(&listener, fd, EPOLLIN, on_connect) < 0) exit(1);
+    if (watch_open(w, fd, EPOLLIN, on_joined) < 0) exit(1);
 }
 
 int conn_listen(int fd, bool hands) {

@@ -5,7 +5,9 @@
 
 /* The socket such a program finds us by, for root inside only; -1 when it cannot be had. */
 int join_open(void);
-/* The next socket that was brought there; -1 when there is none (yet). */
+/* Who comes there, if it is root; else -1. */
+int join_accept(int from);
+/* The socket it brought; -1 when that is none. */
 int join_receive(int from);
 /* The program: the sandbox is called `name` from now on, and the agent gets our standard input. An exit status. */
 int join_main(const char *name);

@@ -15,6 +15,7 @@ enum {
 static int epoll_fd = -1;
 static struct epoll_event batch[BATCH];
 static int batch_at, batch_count;
+static struct watch *watches;
 static struct timer *timers;
 static int64_t next_due; /* never later than the earliest timer */
 
@@ -40,7 +41,20 @@ int watch_open(struct watch *w, int fd, uint32_t events, void (*ready)(struct wa
     struct epoll_event e = {.events = kernel_events(events), .data = {.ptr = w}};
     w->fd = -1;
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &e) < 0) return -1;
-    *w = (struct watch){.fd = fd, .events = events, .ready = ready};
+    *w = (struct watch){.fd = fd, .events = events, .ready = ready, .next = watches, .prev = &watches};
+    if (watches) watches->prev = &w->next;
+    watches = w;
+    return 0;
+}
+
+int loop_renew(void) {
+    int old = epoll_fd;
+    if (loop_open() < 0) return -1;
+    for (struct watch *w = watches; w; w = w->next) {
+        struct epoll_event e = {.events = kernel_events(w->events), .data = {.ptr = w}};
+        if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, w->fd, &e) < 0) return -1;
+    }
+    close(old);
     return 0;
 }
 
@@ -56,6 +70,8 @@ void watch_close(struct watch *w) {
     epoll_ctl(epoll_fd, EPOLL_CTL_DEL, w->fd, NULL);
     close(w->fd);
     w->fd = -1;
+    *w->prev = w->next;
+    if (w->next) w->next->prev = w->prev;
     /* an event of this batch may still name it, and its memory may be gone by then */
     for (int i = batch_at + 1; i < batch_count; i++)
         if (batch[i].data.ptr == w) batch[i].data.ptr = NULL;

@@ -9,6 +9,7 @@ struct watch {
     int fd; /* -1: none */
     uint32_t events; /* 0: paused */
     void (*ready)(struct watch *, uint32_t events);
+    struct watch *next, **prev;
 };
 
 struct timer {
@@ -20,6 +21,9 @@ struct timer {
 #define OWNER(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
 
 int loop_open(void);
+/* Have the kernel wait for the same anew. What gVisor (2024) brings back from a file forgets nothing it waited for: closed
+ * since then or not, it shows again when that copy is copied. -1 when the kernel refuses. */
+int loop_renew(void);
 void loop_run(void (*after_each)(void)) __attribute__((noreturn));
 
 /* Watch `fd`. -1 with errno when the kernel refuses; then nothing is watched and `fd` stays the caller's. */

@@ -201,7 +201,7 @@ static char **after_dashes(char **words) {
 void stage_and_exec(char **words, const int *fds, int fd_count) {
     if (fd_count > 2) error_fd = fds[2];
     unsigned base = 0, count = 0;
-    char **argv = after_dashes(words), **join = argv ? after_dashes(argv) : NULL;
+    char **argv = after_dashes(words);
     errno = EINVAL;
     if (argv == NULL || argv[0] == NULL) fail("read", "request");
 
@@ -279,6 +279,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             fail("become", "sandbox uid");
     }
     if (enter) enter_and_exec(fd_count - 1, fd_count - 2, argv);
+    char **join = keep ? after_dashes(argv) : NULL;
     if (keep) keep_and_exec(overlays, overlay_count, argv, join, apart, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};
     execve(argv[0], argv, environment);

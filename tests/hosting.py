@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from runra.events import Event, EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec, Exit
+from runra.node.isolation.gvisor import SAVES_SINCE
 
 #: The wall of every sandbox a test does not ask another one for: `make gvisor` runs all tests of sandboxes with gVisor.
 WALL = os.environ.get("RUNRA_TEST_ISOLATION", "bubblewrap")
@@ -36,6 +39,16 @@ def need_wall(name: str) -> str:
     if name == "gvisor" and shutil.which("runsc") is None:
         pytest.skip("apt-get install runsc")
     return name
+
+
+def need_saving_wall() -> str:
+    """Skip, saying what to install, where no wall can save what runs in a sandbox."""
+    need_wall("gvisor")
+    said = subprocess.run(["runsc", "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+    date = re.search(r"20\d{6}", said)
+    if date is None or int(date[0]) < SAVES_SINCE:
+        pytest.skip(f"runsc of July 2024 or later, such as Debian 13's; this is {said.split()[2]}")
+    return "gvisor"
 
 
 class Host:

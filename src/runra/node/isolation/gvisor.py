@@ -48,7 +48,7 @@ _TMP_MARK: Final = ".runra"
 #: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
 _STAT_BROKEN_BEFORE: Final = 2024_10_01
 #: The oldest build seen to save a sandbox that then goes on. That of December 2022 never returns from it.
-_SAVES_SINCE: Final = 2024_07_29
+SAVES_SINCE: Final = 2024_07_29
 _PRELOAD: Final = "/run/runra/preload.so"
 CURE: Final = "apt-get install runsc, or put gVisor's release binary of that name on the PATH"
 
@@ -73,7 +73,7 @@ class Runsc:
 
     @property
     def saves(self) -> bool:
-        return self._date is not None and self._date >= _SAVES_SINCE
+        return self._date is not None and self._date >= SAVES_SINCE
 
 
 async def find_runsc(launcher: Launcher) -> Runsc:
