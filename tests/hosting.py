@@ -87,8 +87,11 @@ class Host:
                 try:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     group = (entry / "cgroup").read_text()
+                    state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                 except OSError:
                     continue
+                if (state, parent) == ("Z", "1"):
+                    continue  # dead, and the machine's init takes its time
                 if f"runra-{self.node.settings.instance}/" in group:
                     processes.append(f"{entry.name} {line}")
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if data in line]
