@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from runra.node.isolation import walls
-from tests import postgres
+from tests import hosting, postgres
 from tests.hosting import NOTHING, WALL, Host, need_wall, start_host, stop_host, until
 
 if walls.NAMES[0] != WALL:
     # The first wall is everybody's who names none: nodes and servers of this process, however a test starts them.
     walls.NAMES = (need_wall(WALL), *(name for name in walls.NAMES if name != WALL))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host_image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    hosting.host_image_folder = tmp_path_factory.mktemp("host-image")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from runra.events import Event, EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings, Sandbox
 from runra.node.agent.types import ExecSpec, Exit
+from runra.node.images import RootFilesystem
+from runra.node.images import host as host_image
 from runra.node.isolation.gvisor import SAVES_SINCE
 
 #: The wall of every sandbox a test does not ask another one for: `make gvisor` runs all tests of sandboxes with gVisor.
@@ -118,9 +121,24 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float 
             await asyncio.sleep(0.02)
 
 
+#: Where the image `host` is made, once for all nodes of this process: nearly a thousand files, as a layer that nobody
+#: writes to. Set by tests/conftest.py.
+host_image_folder = Path()
+
+
+@cache
+def _host_image() -> RootFilesystem:
+    return host_image.prepare(host_image_folder)
+
+
 async def start_host(data_dir: Path, **settings: Any) -> Host:
     log = EventLog()
     node = Node(NodeSettings(data_dir=data_dir, **settings), log)
+
+    async def lend(folder: Path) -> None:
+        node._roots._host_image = await asyncio.to_thread(_host_image)
+
+    node._roots.start = lend  # type: ignore[method-assign]
     host = Host(node)
     await node.start()
     original = log.publish

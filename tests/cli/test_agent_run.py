@@ -166,7 +166,7 @@ def test_out_brings_what_changed_and_nothing_leads_out_of_it(agents: Cli, tmp_pa
     assert alive(agents) == before
 
 
-@pytest.mark.parametrize("agent", ["custom", "claude-code", "codex", "opencode"])
+@pytest.mark.parametrize("agent", ["custom", "claude-code", "codex"])
 async def test_each_agent_of_ours_from_the_terminal(cli: Cli, tmp_path: Path, agent: str) -> None:
     if agent != "custom":
         needs(agent)

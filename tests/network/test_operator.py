@@ -133,6 +133,21 @@ async def test_rules_that_were_flushed_come_back(net: Net, monkeypatch: Any) -> 
     assert not (await net.out(sandbox, f'tcp("{METADATA}", 80)'))["ok"]
 
 
+async def test_the_last_words_are_told_at_once(internet: Any, settings: dict[str, Any], tmp_path: Any) -> None:
+    """A server that ends with its sandbox waits for nothing, and has told all the same what became of its connections."""
+    from runra.node.network.settings import NetworkSettings
+    from tests.hosting import hosted
+
+    network = NetworkSettings(**settings)
+    async with hosted(tmp_path / "data", disk="none", allow_unenforced=frozenset(["disk"]), network=network) as host:
+        net = Net(host, internet)
+        sandbox = await net.sandbox()
+        assert (await net.out(sandbox, f'udp("{GOOD}", 9999)'))["ok"]
+        assert not (await net.out(sandbox, f'tcp("{METADATA}", 80)'))["ok"]
+    told = [(e["state"], e["address"], e.get("bytesReceived", 0) > 0) for e in net.events(sandbox)]
+    assert {("opened", GOOD, False), ("closed", GOOD, True), ("refused", METADATA, False)} <= set(told), told
+
+
 async def test_nothing_is_left(net: Net) -> None:
     """After the last sandbox no interface, address, rule or namespace of ours remains; its connections are ended."""
     network: Any = net.host.node._network

@@ -5,6 +5,7 @@ finished one carried (conntrack). Both may lose messages under a flood; neither 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -22,11 +23,11 @@ _LOG, _CONNTRACK = 4, 1  # nfnetlink subsystems
 _LOG_CONFIG: Final = _LOG << 8 | 1
 _LOG_PACKET: Final = _LOG << 8
 _CT_DELETE: Final = _CONNTRACK << 8 | 2
-_BIND, _COPY_PACKET = 1, 2
+_BIND, _UNBIND, _COPY_PACKET = 1, 2, 2
 _SNAP_BYTES: Final = 64
 #: Hundredths of a second the kernel may keep a message to send several at once.
 _FLUSH: Final = 10
-_SOL_NETLINK, _ADD_MEMBERSHIP, _NO_ENOBUFS = 270, 1, 5
+_SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _NO_ENOBUFS = 270, 1, 2, 5
 _DESTROY_GROUP: Final = 3
 _RECEIVE_BYTES: Final = 1 << 20
 _READS_AT_ONCE: Final = 16
@@ -143,26 +144,38 @@ class FlowLog:
         loop.add_reader(self._ends.fileno(), self._read, self._ends)
 
     def close(self) -> None:
+        """Stop listening. What the kernel has told until now, and what it kept back to send several at once, is told
+        first."""
         loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # only words would be lost
+            self._log.send(_request(_LOG_CONFIG, 0, self.group, attribute(1, struct.pack("=B", _UNBIND))))
+            self._ends.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _DESTROY_GROUP)
         for link in (self._log, self._ends):
+            while self._read_one(link):  # nothing is added any more
+                pass
             loop.remove_reader(link.fileno())
             link.close()
 
     def _read(self, link: socket.socket) -> None:
         for _ in range(_READS_AT_ONCE):  # then others have their turn
-            try:
-                data = link.recv(65536)
-            except (BlockingIOError, OSError):
+            if not self._read_one(link):
                 return
-            for kind, content in _messages(data):
-                if kind == _LOG_PACKET:
-                    flow = self._logged(content)
-                elif kind == _CT_DELETE:
-                    flow = self._ended(content)
-                else:
-                    continue
-                if flow is not None:
-                    self._tell(flow)
+
+    def _read_one(self, link: socket.socket) -> bool:
+        try:
+            data = link.recv(65536)
+        except (BlockingIOError, OSError):
+            return False
+        for kind, content in _messages(data):
+            if kind == _LOG_PACKET:
+                flow = self._logged(content)
+            elif kind == _CT_DELETE:
+                flow = self._ended(content)
+            else:
+                continue
+            if flow is not None:
+                self._tell(flow)
+        return True
 
     def _ours(self, address: bytes) -> bool:
         return int.from_bytes(address, "big") & self._range[1] == self._range[0]

@@ -41,7 +41,7 @@ _PREFIX: Final = 20
 _FIRST: Final = 2
 #: Seconds between two looks whether our rules still stand.
 _WATCH: Final = 5.0
-#: Seconds in which the kernel tells how many bytes an ended sandbox's connections carried.
+#: Seconds for which an ended sandbox's address stays its own: the kernel may keep what it tells of it that long.
 _LAST_WORDS: Final = 0.5
 #: The two high bytes of our connections' marks, the second taken from the server's own name.
 _MARK: Final = 0x5200_0000
@@ -104,11 +104,9 @@ class HostNetwork:
         self._next = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        upstream = Upstream(servers(settings.dns))
-        self._trust = ssl.create_default_context()
-        if settings.ca_file is not None:
-            self._trust.load_verify_locations(settings.ca_file)
-        self._upstream = upstream
+        self._upstream = Upstream(servers(settings.dns))
+        #: What secrets' hosts are verified with; made at once only where the operator's own file may be wrong.
+        self._trust = None if settings.ca_file is None else trust(settings.ca_file)
 
     # --- start and end ---
 
@@ -120,6 +118,11 @@ class HostNetwork:
         self._next = random.randrange(self.range.num_addresses)  # noqa: S311 - an address used lately comes last
         #: Whether sandboxes without a policy can have the internet.
         self.forwards = may_forward()
+
+    async def _trusted(self) -> ssl.SSLContext:
+        if self._trust is None:
+            self._trust = await asyncio.to_thread(trust, None)
+        return self._trust
 
     def _take_range(self) -> IPv4Network:
         try:
@@ -155,7 +158,7 @@ class HostNetwork:
         """Listen, and put the rules in force for everybody adopted before. Raises RunraError or OSError."""
         resolver = Resolver(self._upstream, self._gateway, self._who)
         dialer = Dialer(self._upstream, resolver)
-        http = HttpProxy(dialer, self._trust)
+        http = HttpProxy(dialer, self._trusted)
         most = self._settings.connections
         self._names = NameServer(resolver, self._who)
         self._proxy = Listener(Proxy(dialer, http).serve, self._who, most)
@@ -187,6 +190,8 @@ class HostNetwork:
     async def close(self, *, forget: bool) -> None:
         """Stop. The rules stay in force for sandboxes that live on; with `forget` nothing of us stays."""
         self._closing = True
+        if hasattr(self, "_flows"):
+            self._flows.close()  # while those that ended lately are still known: it tells the last of them
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -195,7 +200,6 @@ class HostNetwork:
             with contextlib.suppress(RunraError):
                 await self._make_table(listening=False)
         if hasattr(self, "_flows"):
-            self._flows.close()
             await asyncio.gather(self._proxy.close(), self._secrets.close(), self._names.close())
         for place in self._ready:
             os.close(place.netns)
@@ -253,8 +257,7 @@ class HostNetwork:
     async def _withdraw(self, guest: Guest) -> None:
         with contextlib.suppress(RunraError):  # nothing of it was in force
             await self._run(lambda: self._nft.run(self._table.dismiss(guest.member())))
-        self._guests.pop(guest.address, None)
-        self._taken.discard(guest.index)
+        self._forget(guest)
 
     def adopt(self, sandbox_id: str, organization_id: str, index: int, network: Network | None) -> Guest:
         """Know a sandbox an earlier server left, before `begin`."""
@@ -284,19 +287,23 @@ class HostNetwork:
             await self._run(lambda: forget_connections(guest.mark))
 
     async def release(self, guest: Guest) -> None:
-        """A sandbox is gone: close its way, end its connections, and free its address."""
+        """A sandbox is gone: close its way, and end its connections. Its address is free when the kernel has told the
+        last of them; nobody waits for that."""
         guest.leaving = True
         for connection in list(guest.connections):
             connection.task.cancel()
+        if not hasattr(self, "_table"):  # adopted, and gone before `begin`
+            self._forget(guest)
+            return
         try:
-            if not hasattr(self, "_table"):  # adopted, and gone before `begin`
-                return
             await self._apply(self._table.dismiss(guest.member()))
             await self._run(lambda: forget_connections(guest.mark))
-            await asyncio.sleep(_LAST_WORDS)
         finally:
-            self._guests.pop(guest.address, None)
-            self._taken.discard(guest.index)
+            asyncio.get_running_loop().call_later(_LAST_WORDS, self._forget, guest)
+
+    def _forget(self, guest: Guest) -> None:
+        self._guests.pop(guest.address, None)
+        self._taken.discard(guest.index)
 
     def _guest(self, sandbox_id: str, organization_id: str, index: int, network: Network | None) -> Guest:
         return Guest(
@@ -436,6 +443,14 @@ def _close_unwanted(made: asyncio.Future[int]) -> None:
     """A namespace that was finished after whoever wanted it had gone."""
     if not made.cancelled() and made.exception() is None:
         os.close(made.result())
+
+
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """The system's certificates, and those of this file. Reading them takes tens of milliseconds."""
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context
 
 
 def secrets_of(network: Network | None) -> dict[str, Secret]:

@@ -155,9 +155,9 @@ class _Outer(_Side):
 
 
 class HttpProxy:
-    """`trust` verifies the certificates of the hosts that secrets are for."""
+    """`trust` gives what verifies the certificates of the hosts that secrets are for; asked when one is used."""
 
-    def __init__(self, dialer: Dialer, trust: ssl.SSLContext) -> None:
+    def __init__(self, dialer: Dialer, trust: Callable[[], Awaitable[ssl.SSLContext]]) -> None:
         self._dialer = dialer
         self._trust = trust
 
@@ -249,7 +249,7 @@ class HttpProxy:
                 reader, writer = await asyncio.open_connection(
                     sock=link,
                     limit=sockets.CHUNK,
-                    ssl=self._trust,
+                    ssl=await self._trust(),
                     server_hostname=route.name,
                     ssl_handshake_timeout=_TLS_TIMEOUT,
                     ssl_shutdown_timeout=1.0,
