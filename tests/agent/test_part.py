@@ -51,7 +51,9 @@ class Handed:
         words = ["nsenter", "--target", str(self.popen.pid), "--net", "--uts"]
         words += ["setpriv", f"--reuid={uid}", "--clear-groups", "--inh-caps=+sys_admin", "--ambient-caps=+sys_admin"]
         with theirs:
-            status = subprocess.run([*words, str(self.binary), "--join", "brought"], stdin=theirs, check=False).returncode
+            status = subprocess.run(
+                [*words, str(self.binary), "--join", "brought"], stdin=theirs, check=False
+            ).returncode
         if uid == 0:
             self._ours.close()
             self._ours = ours
