@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from runra.sdk._async.files import AsyncFiles as AsyncFiles
     from runra.sdk._async.processes import AsyncProcess as AsyncProcess
     from runra.sdk._async.sandbox import AsyncSandbox as AsyncSandbox
+    from runra.sdk._async.stdin import AsyncStdin as AsyncStdin
     from runra.sdk._async.terminal import AsyncTerminal as AsyncTerminal
     from runra.sdk._sync.client import Runra as Runra
     from runra.sdk._sync.files import Files as Files
     from runra.sdk._sync.processes import Process as Process
     from runra.sdk._sync.sandbox import Sandbox as Sandbox
+    from runra.sdk._sync.stdin import Stdin as Stdin
     from runra.sdk._sync.terminal import Terminal as Terminal
     from runra.sdk.failures import CommandFailed as CommandFailed
     from runra.sdk.gaps import EventGap as EventGap
@@ -34,6 +36,7 @@ _HOMES: Final = {
     "AsyncProcess": "runra.sdk._async.processes",
     "AsyncRunra": "runra.sdk._async.client",
     "AsyncSandbox": "runra.sdk._async.sandbox",
+    "AsyncStdin": "runra.sdk._async.stdin",
     "AsyncTerminal": "runra.sdk._async.terminal",
     "CommandFailed": "runra.sdk.failures",
     "EventGap": "runra.sdk.gaps",
@@ -50,6 +53,7 @@ _HOMES: Final = {
     "Sandbox": "runra.sdk._sync.sandbox",
     "SandboxConfig": "runra.sdk.types",
     "SandboxList": "runra.sdk.types",
+    "Stdin": "runra.sdk._sync.stdin",
     "Terminal": "runra.sdk._sync.terminal",
 }
 
@@ -58,6 +62,7 @@ __all__ = [
     "AsyncProcess",
     "AsyncRunra",
     "AsyncSandbox",
+    "AsyncStdin",
     "AsyncTerminal",
     "CommandFailed",
     "EventGap",
@@ -74,6 +79,7 @@ __all__ = [
     "Sandbox",
     "SandboxConfig",
     "SandboxList",
+    "Stdin",
     "Terminal",
 ]
 

@@ -6,7 +6,7 @@ import asyncio
 import types
 from typing import Any
 
-from runra import Files, Process, Runra, Sandbox, SandboxList, Terminal
+from runra import Files, Process, Runra, Sandbox, SandboxList, Stdin, Terminal
 from runra.sdk._sync.admin import ApiKeys, Organizations
 from runra.sdk._sync.events import EventStream
 from runra.sdk._sync.files import FileStream
@@ -16,11 +16,11 @@ from runra.sdk._sync.sandboxes import Sandboxes
 
 _WRAPPED = (
     *(Runra, Sandbox, Sandboxes, Files, FileStream, Process, Processes, Terminal, EventStream, ApiKeys, Organizations),
-    *(Snapshots, Volumes),
+    *(Snapshots, Stdin, Volumes),
     types.GeneratorType,
 )
 #: What returns at once in the async form as well.
-_PLAIN = frozenset(("on", "events", "logs", "watch", "iter"))
+_PLAIN = frozenset(("on", "events", "logs", "watch", "iter", "open_stdin"))
 _END = object()
 
 

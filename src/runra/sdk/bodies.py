@@ -1,7 +1,8 @@
-"""What `files.write` takes, and what each of it is on the way."""
+"""What `files.write` takes, and what each of it is on the way; a body in memory, cut into pieces."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -60,6 +61,26 @@ def as_bytes(piece: object) -> bytes:
     raise invalid("content", f"must give bytes, not {type(piece).__name__}")
 
 
+def as_data(data: object) -> bytes:
+    """What is written to a process: text or bytes."""
+    if not isinstance(data, str | bytes | bytearray | memoryview):
+        raise invalid("data", f"must be str or bytes, not {type(data).__name__}")
+    return as_bytes(data)
+
+
 def no_bytes() -> tuple[bytes, ...]:
     """The pieces of a body that has none."""
     return ()
+
+
+def cut(pieces: deque[memoryview], most: int) -> bytes:
+    """Take the first bytes, at most `most`, out of `pieces`."""
+    taken, size = [], 0
+    while pieces and size < most:
+        piece = pieces.popleft()
+        if len(piece) > most - size:
+            pieces.appendleft(piece[most - size :])
+            piece = piece[: most - size]
+        taken.append(piece)
+        size += len(piece)
+    return b"".join(taken)

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import inspect
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
+
+from runra.sdk.bodies import cut
 
 T = TypeVar("T")
 _log = logging.getLogger("runra.sdk")
@@ -90,6 +93,57 @@ class AsyncSignal:
         except TimeoutError:
             return False
         return True
+
+
+class AsyncBuffer:
+    """Bytes from those who put them to the one who takes them: `limit` of them, and the piece that went beyond."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: deque[memoryview] = deque()
+        self._held = 0
+        self._ended = False
+        self._room = asyncio.Event()
+        self._some = asyncio.Event()
+
+    async def put(self, data: bytes, seconds: float) -> bool:
+        """Whether it was taken within `seconds`, as a whole; after `end` nothing is."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._held >= self._limit and not self._ended:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            return False
+        if self._ended:
+            return False
+        self._pieces.append(memoryview(data))
+        self._held += len(data)
+        self._some.set()
+        return True
+
+    async def take(self, most: int, seconds: float | None) -> bytes:
+        """What there is, at most `most` bytes. None of them: nothing came within `seconds`, or `end` was called."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._held and not self._ended:
+                    self._some.clear()
+                    await self._some.wait()
+        except TimeoutError:
+            return b""
+        taken = cut(self._pieces, most)
+        self._held -= len(taken)
+        self._room.set()
+        return taken
+
+    def end(self, *, drop: bool = False) -> None:
+        """Take no more; with `drop` also forget what there is."""
+        self._ended = True
+        if drop:
+            self._pieces.clear()
+            self._held = 0
+        self._room.set()
+        self._some.set()
 
 
 class AsyncWorker:

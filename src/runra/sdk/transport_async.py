@@ -55,7 +55,11 @@ class AsyncTransport:
                     method, _url(url), headers=headers, data=feed.chunks(), allow_redirects=False
                 ) as response,
             ):
-                return Answer(response.status, _lower(response.headers), await _read(response))
+                answer = Answer(response.status, _lower(response.headers), await _read(response))
+                if not feed.whole:
+                    # Answered before its body was sent: what follows on this connection would be read as that.
+                    response.close()
+                return answer
         except Exception as error:
             if feed.error is not None:
                 raise feed.error from None
@@ -220,6 +224,7 @@ class _Feed:
     def __init__(self, body: AsyncIterable[bytes], step_s: float) -> None:
         self.limit = asyncio.timeout(step_s)
         self.error: BaseException | None = None
+        self.whole = False
         self._body = body
         self._step_s = step_s
 
@@ -236,6 +241,7 @@ class _Feed:
                 raise
             self._allow(self._step_s)
             yield chunk
+        self.whole = True
         self._allow(self._step_s)
 
     def _allow(self, seconds: float | None) -> None:

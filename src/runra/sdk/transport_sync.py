@@ -21,7 +21,9 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.util.wait import wait_for_read
 
+from runra.sdk.concurrency_sync import sending_on
 from runra.sdk.failures import Failure
 from runra.sdk.wire import CHUNK, CONNECT_S, MAX_ANSWER_BYTES, Answer
 
@@ -36,14 +38,23 @@ class _Watched:
     remembers its socket: http.client forgets it once an answer says `Connection: close`."""
 
     live: socket.socket | None = None
+    #: Half a body was sent on it: what followed would be read as the rest.
+    _spoiled = False
 
     def request(self, *arguments: Any, **named: Any) -> None:
         connection: Any = self
+        if self._spoiled:
+            connection.close()
         if connection.sock is None:
             connection.connect()
         self.live = connection.sock
         connection.sock.settimeout(_WRITE_S)
+        if isinstance(body := named.get("body"), _Feed):
+            body.socket = connection.sock
+            sending_on(connection.sock)
+        self._spoiled = True
         super().request(*arguments, **named)  # type: ignore[misc]  # a mix-in: HTTPConnection comes after it
+        self._spoiled = False
 
 
 class _Plain(_Watched, HTTPConnection):
@@ -78,8 +89,17 @@ class Transport:
         timeout_s: float,
     ) -> Answer:
         """A whole answer. A `bytes` body has `timeout_s` for everything, another one for each step."""
+        if body is None or isinstance(body, bytes):
+            return self._request(method, url, headers, body, timeout_s)
+        try:
+            return self._request(method, url, headers, _Feed(body), timeout_s)
+        finally:
+            sending_on(None)
+
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str], feed: bytes | _Feed | None, timeout_s: float
+    ) -> Answer:
         deadline = time.monotonic() + timeout_s
-        feed = body if body is None or isinstance(body, bytes) else _Feed(body)
         response = self._send(method, url, headers, feed, timeout_s)
         incoming = Incoming(response, timeout_s)
         # A streamed body has taken its own time; what is left is the answer's.
@@ -244,18 +264,30 @@ class Socket:
 
 
 class _Feed:
-    """A body sent as it is made; an error in making it is the caller's own."""
+    """A body sent as it is made; an error in making it is the caller's own. An answer that comes before its end ends
+    it."""
 
     def __init__(self, body: Iterable[bytes]) -> None:
         self.error: BaseException | None = None
+        #: What it is sent on.
+        self.socket: socket.socket | None = None
         self._body = body
 
     def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from self._body
-        except Exception as error:
-            self.error = error
-            raise
+        source = iter(self._body)
+        while True:
+            try:
+                piece = next(source, None)
+            except Exception as error:
+                self.error = error
+                raise
+            if piece is None:
+                return
+            # TLS says things of its own: there an early answer is seen when the body has ended.
+            live = None if isinstance(self.socket, ssl.SSLSocket) else self.socket
+            if live is not None and wait_for_read(live, 0):
+                raise BrokenPipeError  # what makes urllib3 read the answer
+            yield piece
 
 
 def _failure(error: Exception) -> Exception:

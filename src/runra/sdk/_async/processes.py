@@ -10,6 +10,8 @@ from runra.contract import ExecutionResult, ProcessInfo
 from runra.errors import RunraError
 from runra.sdk._async.api import AsyncApi
 from runra.sdk._async.outputs import AsyncOutputs
+from runra.sdk._async.stdin import AsyncStdin
+from runra.sdk.bodies import as_data
 from runra.sdk.failures import invalid
 from runra.sdk.output import Kept, OutputChunk
 from runra.sdk.types import RawPage, parsed
@@ -61,11 +63,17 @@ class AsyncProcess:
                 yield chunk
 
     async def send_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin. Raises INVALID_STATE when that is closed."""
-        if not isinstance(data, str | bytes | bytearray | memoryview):
-            raise invalid("data", f"must be str or bytes, not {type(data).__name__}")
-        body = data.encode() if isinstance(data, str) else bytes(data)
-        await self._api.call("POST", sandbox_path(self._sandbox_id, "processes", self.pid, "stdin"), body=body)
+        """Write to its stdin; returns when the server has passed it on. Raises INVALID_STATE when it is closed."""
+        path = sandbox_path(self._sandbox_id, "processes", self.pid, "stdin")
+        await self._api.call("POST", path, body=as_data(data))
+
+    def open_stdin(self, *, close: bool = True) -> AsyncStdin:
+        """Its stdin for many writes, on one request that stays open: use it as a context manager. Leaving that ends the
+        stdin, unless `close` is False.
+
+        Proxies between here and the server must pass a request on as it comes (nginx: `proxy_request_buffering off`).
+        """
+        return AsyncStdin(self._api, self._sandbox_id, self.pid, close)
 
     async def close_stdin(self) -> None:
         """End its stdin."""

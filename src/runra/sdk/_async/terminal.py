@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from runra.errors import RunraError
 from runra.sdk._async.api import AsyncApi
-from runra.sdk.failures import Failure, invalid, network_error, told_error
+from runra.sdk.bodies import as_data
+from runra.sdk.failures import Failure, network_error, told_error
 from runra.sdk.transport_async import AsyncSocket
 from runra.sdk.types import TerminalExit, parsed
 from runra.sdk.wire import sandbox_path
@@ -71,9 +72,7 @@ class AsyncTerminal:
 
     async def send(self, data: str | bytes) -> None:
         """Type `data`."""
-        if not isinstance(data, str | bytes | bytearray | memoryview):
-            raise invalid("data", f"must be str or bytes, not {type(data).__name__}")
-        await self._send(data.encode() if isinstance(data, str) else bytes(data))
+        await self._send(as_data(data))
 
     async def resize(self, rows: int, cols: int) -> None:
         """Tell it the size of its window, in characters."""

@@ -12,6 +12,8 @@ from runra.contract import ExecutionResult, ProcessInfo
 from runra.errors import RunraError
 from runra.sdk._sync.api import Api
 from runra.sdk._sync.outputs import Outputs
+from runra.sdk._sync.stdin import Stdin
+from runra.sdk.bodies import as_data
 from runra.sdk.failures import invalid
 from runra.sdk.output import Kept, OutputChunk
 from runra.sdk.types import RawPage, parsed
@@ -62,11 +64,17 @@ class Process:
             yield from chunks
 
     def send_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin. Raises INVALID_STATE when that is closed."""
-        if not isinstance(data, str | bytes | bytearray | memoryview):
-            raise invalid("data", f"must be str or bytes, not {type(data).__name__}")
-        body = data.encode() if isinstance(data, str) else bytes(data)
-        self._api.call("POST", sandbox_path(self._sandbox_id, "processes", self.pid, "stdin"), body=body)
+        """Write to its stdin; returns when the server has passed it on. Raises INVALID_STATE when it is closed."""
+        path = sandbox_path(self._sandbox_id, "processes", self.pid, "stdin")
+        self._api.call("POST", path, body=as_data(data))
+
+    def open_stdin(self, *, close: bool = True) -> Stdin:
+        """Its stdin for many writes, on one request that stays open: use it as a context manager. Leaving that ends the
+        stdin, unless `close` is False.
+
+        Proxies between here and the server must pass a request on as it comes (nginx: `proxy_request_buffering off`).
+        """
+        return Stdin(self._api, self._sandbox_id, self.pid, close)
 
     def close_stdin(self) -> None:
         """End its stdin."""

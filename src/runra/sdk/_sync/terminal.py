@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from runra.errors import RunraError
 from runra.sdk._sync.api import Api
-from runra.sdk.failures import Failure, invalid, network_error, told_error
+from runra.sdk.bodies import as_data
+from runra.sdk.failures import Failure, network_error, told_error
 from runra.sdk.transport_sync import Socket
 from runra.sdk.types import TerminalExit, parsed
 from runra.sdk.wire import sandbox_path
@@ -73,9 +74,7 @@ class Terminal:
 
     def send(self, data: str | bytes) -> None:
         """Type `data`."""
-        if not isinstance(data, str | bytes | bytearray | memoryview):
-            raise invalid("data", f"must be str or bytes, not {type(data).__name__}")
-        self._send(data.encode() if isinstance(data, str) else bytes(data))
+        self._send(as_data(data))
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell it the size of its window, in characters."""

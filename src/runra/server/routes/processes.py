@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Final
@@ -116,11 +117,28 @@ async def write_stdin(call: Caller, query: Annotated[StdinQuery, Parameters()]) 
     with _named(pid):
         async with sandbox.use():
             process = await call.services.executions.find(sandbox, pid)
-            async for chunk in call.chunks():
-                await process.write(chunk)
+            async with _while_serving(call):
+                async for chunk in call.chunks():
+                    await process.write(chunk)
             if query.close:
                 await process.close_stdin()
     return empty()
+
+
+@asynccontextmanager
+async def _while_serving(call: Caller) -> AsyncIterator[None]:
+    """End a body whose length nobody knows when the server stops: it may stay open for ever, and others would be waited
+    for in vain. The edge answers that the server is stopping."""
+    task = asyncio.current_task()
+    if task is None or call.header(b"content-length") is not None:
+        yield
+        return
+    stopping = asyncio.create_task(call.services.closing.wait())
+    stopping.add_done_callback(lambda it: it.cancelled() or task.cancel())
+    try:
+        yield
+    finally:
+        stopping.cancel()
 
 
 @routes.route("POST", "/sandboxes/{id}/processes/{pid}/signal", scope="sandbox:execute", status=204)
