@@ -6,7 +6,8 @@
  *
  *   o   a connection was accepted (to the runtime only)      d   data, base64
  *   e   the sender has no more data                          r   the connection is no more
- *   c   ARG more bytes may be sent on it                     p   a sign of life, answered with one; ID 0
+ *   c   ARG more bytes may be sent on it                     p   a sign of life, ID 0; answered with one that says in
+ *                                                                ARG up to which SEQ lines have been taken
  *   a   ARG bytes of output have arrived in all; ID 0        q   end; ID 0 (both to the relay only)
  */
 #pragma once

@@ -347,7 +347,7 @@ int main(int argc, char **argv) {
     int64_t silent_ms = 0, before = now_ms();
     for (;;) {
         if (answer && room() >= LINE_SMALL) {
-            put_line('p', 0, 0);
+            put_line('p', 0, last_seq);
             answer = false;
         }
         for (int i = 0; i < CONNECTIONS; i++)

@@ -106,7 +106,7 @@ async def test_it_ends_when_nothing_comes_any_more(tmp_path: Path) -> None:
     impatient = compile_agent(tmp_path, "runra-relay", "guest/relay", "-DSILENCE_S=1")
     async with started(impatient, tmp_path / "own") as relay:
         relay.say("p 0 ")
-        assert await relay.line() == "p 0 "
+        assert await relay.line() == "p 0 1"
         code, said = await relay.end()
         assert (code, "for 1 s" in said) == (2, True), said
 
@@ -126,13 +126,14 @@ async def test_lines_that_come_twice_or_torn_do_no_harm(relay: Relay) -> None:
     assert await relay.line() == "o 1 "
     relay.say(f"d 1 {text(b'one')}")
     relay.raw(b"2 d 1 dHd")  # torn, and the line before it comes again
-    relay.raw(f"\n1 d 1 {text(b'one')};\n2 d 1 {text(b'two')};\n3 e 1 ;\n".encode())
+    relay.raw(f"\n1 d 1 {text(b'one')};\n2 d 1 {text(b'two')};\n3 p 0 ;\n4 e 1 ;\n".encode())
     loop = asyncio.get_running_loop()
     got = b""
     async with asyncio.timeout(10):
         while piece := await loop.sock_recv(client, 100):
             got += piece
     assert got == b"onetwo"
+    assert await relay.line() == "p 0 4"  # how far it has got
     client.close()
 
 
@@ -194,7 +195,7 @@ async def test_at_most_256_connections_are_open_and_the_next_waits(relay: Relay)
     clients = [relay.connect() for _ in range(258)]
     assert [await relay.line() for _ in range(256)] == [f"o {n} " for n in range(1, 257)]
     relay.say("p 0 ")
-    assert await relay.line() == "p 0 "
+    assert await relay.line() == "p 0 1"
     relay.say("r 1 ")
     assert await relay.line() == "o 257 "
     for one in clients:

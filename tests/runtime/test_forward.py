@@ -20,6 +20,7 @@ from runra.runtime.forward import forwarded
 from tests.hosting import until
 from tests.runtime.conftest import Make
 from tests.sdk.conftest import RealServer
+from tests.sdk.proxy import proxied
 
 DENIED = {"egress": {"default": "deny"}}
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -308,6 +309,37 @@ while not os.path.exists("/tmp/enough"):
     if good == 3: open("/tmp/going", "w").close()
 print(good)
 """
+
+
+async def test_it_takes_one_request_and_outlives_broken_connections(
+    real: RealServer, make: Make, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxied(real.port) as proxy, listening(at, echo):
+        monkeypatch.setenv("RUNRA_API_URL", proxy.url)
+        monkeypatch.setenv("RUNRA_API_KEY", json.loads(real.config.read_text())["apiKey"])
+        async with await make().create_sandbox(network=DENIED) as box, forwarded(box, at) as forward:
+            for _ in range(5):
+                assert await python(box, ECHOED, forward.port, 1000, 1) == [True]
+            assert len([line for line in proxy.requests if line.endswith("/stdin")]) == 1
+            busy = await box.exec(["python3", "-c", AGAIN_AND_AGAIN, str(forward.port)], background=True)
+            await until(lambda: box.files.exists("/tmp/going"))
+            for n in range(5):
+                proxy.cut()
+                assert await python(box, ECHOED, forward.port, 100_000, 1) == [True], n
+            await box.files.write("/tmp/enough", "")
+            assert (await busy.wait()).exit_code == 0
+            assert not forward.lost.done()
+
+
+async def test_it_works_where_a_proxy_collects_requests(
+    real: RealServer, make: Make, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runra.runtime.relay_channel.FLOW_S", 0.5)
+    async with proxied(real.port, collecting=True) as proxy, listening(at, echo):
+        monkeypatch.setenv("RUNRA_API_URL", proxy.url)
+        monkeypatch.setenv("RUNRA_API_KEY", json.loads(real.config.read_text())["apiKey"])
+        async with await make().create_sandbox(network=DENIED) as box, forwarded(box, at) as forward:
+            assert await python(box, ECHOED, forward.port, 100_000, 3) == [True] * 3
 
 
 async def test_it_outlives_a_server_that_is_killed_and_started_again(box: Sandbox, at: Path, real: RealServer) -> None:

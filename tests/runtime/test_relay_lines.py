@@ -6,6 +6,7 @@ import asyncio
 import base64
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from runra.errors import RunraError
 from runra.runtime.relay_channel import Channel
 from runra.runtime.relay_lines import DATA_MAX, LINE_MAX, WINDOW, Line, Parser, say
+from runra.runtime.types import StdinWriter
 from runra.sdk.output import OutputChunk
+from tests.hosting import until
 
 HELLO = b"runra-relay 1 4000\n"
 
@@ -26,8 +29,9 @@ def read(*pieces: bytes) -> list[Line]:
 
 
 def test_what_a_relay_says() -> None:
-    said = b"o 1 \nd 1 aGk=\nc 1 65536\ne 1 \nr 1 \np 0 \n"
-    expected = [Line("o", 1), Line("d", 1, b"hi"), Line("c", 1, number=65536), Line("e", 1), Line("r", 1), Line("p")]
+    said = b"o 1 \nd 1 aGk=\nc 1 65536\ne 1 \nr 1 \np 0 7\n"
+    expected = [Line("o", 1), Line("d", 1, b"hi"), Line("c", 1, number=65536), Line("e", 1), Line("r", 1)]
+    expected += [Line("p", number=7)]
     assert read(said) == expected
     assert read(*(said[at : at + 1] for at in range(len(said)))) == expected
     assert say("d", 3, b"hi") == b" d 3 aGk=;\n"
@@ -48,7 +52,9 @@ def test_what_a_relay_says() -> None:
             b"c 1 -5",
             b"c 1 1e3",
             b"c 1 ",
-            b"p 1 ",
+            b"p 1 7",
+            b"p 0 ",
+            b"p 0 0",
             b"q 0 ",
             b"a 0 1",
             b"",
@@ -134,6 +140,7 @@ def data(id: int, size: int) -> bytes:
         ([b"o 1 \ne 1 \nd 1 aGk=\n"], "more data"),
         ([b"o 1 \n", *[data(1, DATA_MAX)] * (WINDOW // DATA_MAX + 1)], "more data"),
         ([b"o 1 \nc 1 1\n"], "more credit"),
+        ([b"p 0 99\n"], "never told"),
     ],
 )
 async def test_a_relay_that_breaks_the_rules_ends_its_forward_and_no_more(said: list[bytes], why: str) -> None:
@@ -193,6 +200,20 @@ async def test_missing_output_is_noticed() -> None:
             await Channel(Forgetful(), Path("/nonexistent/socket")).run()
 
 
+def closed() -> RunraError:
+    return RunraError("NETWORK_ERROR", "broken", details={"reason": "closed", "sent": True})
+
+
+@asynccontextmanager
+async def running(channel: Channel) -> AsyncIterator[None]:
+    work = asyncio.create_task(channel.run())
+    async with asyncio.timeout(20):
+        yield
+    assert not work.done()
+    work.cancel()
+    await asyncio.wait({work})
+
+
 async def test_a_write_that_broke_is_said_again_after_an_empty_line() -> None:
     class Shaky(Fake):
         broken = 2
@@ -200,17 +221,90 @@ async def test_a_write_that_broke_is_said_again_after_an_empty_line() -> None:
         async def send_stdin(self, data: bytes) -> None:
             if self.broken:
                 self.broken -= 1
-                raise RunraError("NETWORK_ERROR", "broken", details={"reason": "closed", "sent": True})
+                raise closed()
             await super().send_stdin(data)
 
     fake = Shaky(b"o 1 \n")
-    work = asyncio.create_task(Channel(fake, Path("/nonexistent/socket")).run())
+    async with running(Channel(fake, Path("/nonexistent/socket"))):
+        await until(lambda: b" r 1 ;\n" in fake.heard)
+    assert fake.heard.startswith(b"\n1 ")
+    lines = [line.split() for line in fake.heard.splitlines()[1:]]
+    assert [int(line[0]) for line in lines] == list(range(1, len(lines) + 1))
+
+
+class Held(Fake):
+    """A process whose stdin is held open: each way in is kept apart, and ends when its future says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways: list[tuple[bytearray, asyncio.Future[None]]] = []
+        self.says: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def output(self) -> AsyncIterator[OutputChunk]:
+        offset = 0
+        while True:
+            piece = await self.says.get()
+            yield OutputChunk("stdout", piece, offset)
+            offset += len(piece)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[StdinWriter]:
+        way = bytearray(), asyncio.get_running_loop().create_future()
+        self.ways.append(way)
+
+        class Way:
+            async def write(self, data: bytes) -> None:
+                way[0].extend(data)
+
+            async def wait_closed(self) -> None:
+                await asyncio.shield(way[1])
+
+        yield Way()
+
+
+async def test_what_was_not_confirmed_is_said_again_on_the_next_way_in() -> None:
+    held = Held()
+    async with running(Channel(held, Path("/nonexistent/socket"), held.hold)):
+        held.says.put_nowait(HELLO)
+        await until(lambda: [way[0] for way in held.ways] == [b"1 p 0 ;\n"])
+        held.says.put_nowait(b"p 0 1\no 1 \n")
+        await until(lambda: held.ways[0][0].endswith(b"\n2 r 1 ;\n"))
+        held.ways[0][1].set_exception(closed())
+        await until(lambda: len(held.ways) == 2 and held.ways[1][0] == b"\n2 r 1 ;\n3 p 0 ;\n")
+        held.says.put_nowait(b"p 0 3\n")
+        held.says.put_nowait(b"o 2 \n")
+        await until(lambda: held.ways[1][0].endswith(b";\n4 r 2 ;\n"))
+    assert held.heard == b""
+
+
+async def test_a_way_in_that_holds_everything_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runra.runtime.relay_channel.FLOW_S", 0.1)
+    held = Held()
+    async with running(Channel(held, Path("/nonexistent/socket"), held.hold)):
+        held.says.put_nowait(HELLO)
+        await until(lambda: held.heard == b"\n1 p 0 ;\n2 p 0 ;\n")
+        held.says.put_nowait(b"o 1 \n")
+        await until(lambda: held.heard.endswith(b"3 r 1 ;\n"))
+    assert [bytes(way[0]) for way in held.ways] == [b"1 p 0 ;\n"]
+
+
+async def test_what_is_kept_for_a_relay_that_confirms_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runra.runtime.relay_channel._KEPT_BYTES", 1 << 14)
+    monkeypatch.setattr("runra.runtime.relay_channel._KEPT_MAX_BYTES", 1 << 16)
+
+    class Asking(Fake):
+        async def output(self) -> AsyncIterator[OutputChunk]:
+            yield OutputChunk("stdout", HELLO, 0)
+            offset, last = len(HELLO), 0
+            while True:
+                piece = b"".join(b"o %d \n" % n for n in range(last + 1, last + 1001))
+                yield OutputChunk("stdout", piece, offset)
+                offset, last = offset + len(piece), last + 1000
+                await asyncio.sleep(0)
+
     async with asyncio.timeout(20):
-        while not fake.heard:
-            await asyncio.sleep(0.01)
-    assert fake.heard == b"\n1 r 1 ;\n"
-    work.cancel()
-    await asyncio.wait({work})
+        with pytest.raises(RunraError, match="takes no answer"):
+            await Channel(Asking(), Path("/nonexistent/socket")).run()
 
 
 async def test_a_write_that_is_refused_ends_it() -> None:

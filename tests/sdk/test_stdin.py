@@ -88,11 +88,15 @@ async def test_a_block_may_leave_the_stdin_open(far: Any, proxy: Proxy) -> None:
 
 async def test_an_exception_ends_nothing(far: Any, proxy: Proxy) -> None:
     process = await far.exec("tee copy", background=True)
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with process.open_stdin() as stdin:
             await stdin.write("whole\n")
             await heard(far, "copy", 6)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert stdins(proxy) == ["stdin"]
     assert (await process.info()).state == "running"
     await process.send_stdin("then\n")
@@ -118,11 +122,16 @@ async def test_a_pause_ends_the_request_and_the_next_write_begins_another(
 async def test_who_writes_faster_than_it_is_read_waits(far: Any) -> None:
     process = await far.exec("while [ ! -e go ]; do sleep 0.05; done; wc -c", background=True)
     piece, written = bytes(1 << 20), 0
+
+    async def fill() -> None:
+        nonlocal written
+        while written < 64:
+            await stdin.write(piece)
+            written += 1
+
     async with process.open_stdin() as stdin:
         with pytest.raises(RunraError, match="nothing of this was written") as caught:
-            while written < 64:
-                await stdin.write(piece)
-                written += 1
+            await fill()
         assert (caught.value.code, caught.value.details["reason"]) == ("NETWORK_ERROR", "timeout")
         assert 0 < written < 32, "what waits is bounded"
         await far.files.write("go", "")
@@ -149,12 +158,16 @@ async def test_a_command_that_ends_ends_its_stdin(far: Any) -> None:
     assert ended.stdout == "all of it\n"  # and nothing was lost: no error
 
     process = await far.exec("read x; exec <&-; sleep 60", background=True)
+    stdin = process.open_stdin()
+
+    async def go_on() -> None:
+        async with asyncio.timeout(20), stdin:
+            while True:
+                await stdin.write(b"more\n" * 1000)
+                await asyncio.sleep(0.01)
+
     with pytest.raises(RunraError) as caught:
-        async with process.open_stdin() as stdin:
-            async with asyncio.timeout(20):
-                while True:
-                    await stdin.write(b"more\n" * 1000)
-                    await asyncio.sleep(0.01)
+        await go_on()
     assert (caught.value.code, caught.value.status) == ("INVALID_STATE", 409)
     with pytest.raises(RunraError, match=caught.value.message):
         await stdin.wait_closed()

@@ -71,7 +71,8 @@ async def forwarded(sandbox: Sandbox, target: Path) -> AsyncIterator[Forward]:
     require(provider.id, provider.capabilities, [("background", wanted), ("stdin", wanted)])
     program = _program()
     process = await _started(sandbox, program)
-    channel = Channel(process, target)
+    # Where a provider can hold a stdin open, a write costs no request of its own.
+    channel = Channel(process, target, getattr(process._inner, "hold_stdin", None))
     lost: asyncio.Future[RunraError] = asyncio.get_running_loop().create_future()
     work = asyncio.create_task(_run(channel, lost), name=f"runra-forward {sandbox.id}")
     try:

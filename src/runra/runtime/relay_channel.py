@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 from runra.errors import RunraError
 from runra.runtime.relay_connection import Connection
 from runra.runtime.relay_lines import CONNECTIONS, Line, Parser, say, strange
+from runra.runtime.types import HoldStdin, StdinWriter
 from runra.sdk.output import OutputChunk
 
 #: A sign of life goes to the relay this often, and comes back; without one for so long the relay is lost. It ends by
@@ -22,9 +23,17 @@ SILENCE_S: Final = 45.0
 #: How long one write to the relay's stdin may take, and for how long it is tried again where it broke, in seconds.
 SEND_S: Final = 30.0
 _AGAIN_S: Final = 0.2
-#: Lines that wait to be sent: with more, connections read nothing.
+#: A stdin that is held open has to bring the first lines to the relay within this; else something in between collects
+#: whole requests, and each write is made one of its own.
+FLOW_S: Final = 5.0
+#: Lines that wait to be sent: with more, what the relay says is not read.
 _WAITING_BYTES: Final = 256 << 10
-#: The relay is told how much has arrived each time so much has.
+#: Lines that are kept because the relay has not confirmed them: with more, connections read nothing; with very many
+#: more, they are those of a relay that only asks.
+_KEPT_BYTES: Final = 512 << 10
+_KEPT_MAX_BYTES: Final = 8 << 20
+#: The relay is asked how far it has got each time so much was sent, and told how much has arrived.
+_ASK_BYTES: Final = 128 << 10
 _HEARD_BYTES: Final = 128 << 10
 _ERRORS_BYTES: Final = 2 << 10
 
@@ -37,13 +46,24 @@ class Carrier(Protocol):
     async def send_stdin(self, data: bytes) -> None: ...
 
 
-class Channel:
-    """Speaks with one relay."""
+class _Writes:
+    """A way in where each write is one of its own."""
 
-    def __init__(self, carrier: Carrier, target: Path) -> None:
+    def __init__(self, carrier: Carrier) -> None:
+        self.write = carrier.send_stdin
+
+    async def wait_closed(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Channel:
+    """Speaks with one relay. `hold` opens a way to its stdin that stays open, where the provider has one."""
+
+    def __init__(self, carrier: Carrier, target: Path, hold: HoldStdin | None = None) -> None:
         #: The port inside, once the relay has said it.
         self.port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._carrier = carrier
+        self._hold = hold
         self._target = str(target)
         self._parser = Parser()
         self._open: dict[int, Connection] = {}
@@ -52,14 +72,21 @@ class Channel:
         self._offset: int | None = None
         self._arrived = 0
         self._told = 0
-        self._heard_at = time.monotonic()
         self._errors = b""
+        # Lines that wait; then, with their last number, those sent and not confirmed.
         self._lines: deque[bytes] = deque()
         self._waiting = 0
+        self._sent: deque[tuple[int, bytes]] = deque()
+        self._unconfirmed = 0
+        self._unasked = 0
         self._seq = 0
+        self._confirmed_at = time.monotonic()
+        self._broken_at: float | None = None
+        self._done = False
         self._some = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._fewer = asyncio.Event()
 
     async def run(self) -> None:
         """Carry until it cannot go on, and raise why (RunraError). Cancelled, it ends every connection first."""
@@ -69,7 +96,9 @@ class Channel:
             for work in done:
                 work.result()
         finally:
+            self._done = True
             self._room.set()
+            self._fewer.set()
             rest = {*works, *self._tasks}
             for task in rest:
                 task.cancel()
@@ -80,7 +109,8 @@ class Channel:
         # What was being sent may have arrived or not, and in part. The relay ends in either case: at this line, or
         # because lines before it are missing.
         self._lines.append(say("q"))
-        await self._send(self._numbered())
+        async with asyncio.timeout(SEND_S):
+            await self._carrier.send_stdin(b"\n" + self._numbered())
 
     # --- what the relay says --------------------------------------------------------------------------------------
 
@@ -88,7 +118,6 @@ class Channel:
         async with aclosing(cast(Any, self._carrier.output())) as chunks:
             async for chunk in chunks:
                 self._whole(chunk)
-                self._heard_at = time.monotonic()
                 if chunk.stream == "stderr":
                     self._errors = (self._errors + chunk.data)[-_ERRORS_BYTES:]
                     continue
@@ -117,6 +146,8 @@ class Channel:
         if line.op == "!":
             if not self.port.done():
                 self.port.set_result(line.number)
+        elif line.op == "p":
+            self._confirmed(line)
         elif line.op == "o":
             if line.id <= self._last_id:
                 raise strange("a connection that cannot be", line)
@@ -153,54 +184,111 @@ class Channel:
         self._waiting += len(line)
         if self._waiting > _WAITING_BYTES:
             self._room.clear()
+        if self._waiting + self._unconfirmed > _KEPT_MAX_BYTES:
+            raise _silent("asks for ever more and takes no answer")
         self._some.set()
 
     async def _say(self, line: bytes) -> None:
+        while self._waiting + self._unconfirmed > _KEPT_BYTES and not self._done:
+            self._fewer.clear()
+            await self._fewer.wait()
         self._put(line)
-        await self._room.wait()
+
+    def _confirmed(self, line: Line) -> None:
+        if line.number > self._seq:
+            raise strange("that it has taken what it was never told", line)
+        while self._sent and self._sent[0][0] <= line.number:
+            self._unconfirmed -= len(self._sent.popleft()[1])
+        self._confirmed_at, self._broken_at = time.monotonic(), None
+        self._fewer.set()
 
     async def _write(self) -> None:
-        """Send what there is to say. While one write is under way, the lines for the next gather."""
+        """Send what there is to say, on one way in after the other: where one broke, everything that was not confirmed
+        is said again. The relay knows lines by their numbers, and an empty one ends a line that was torn."""
+        await asyncio.shield(self.port)
         while True:
-            await self._some.wait()
-            self._some.clear()
-            batch = self._numbered()
-            self._waiting = 0
-            self._room.set()
-            await self._send(batch)
+            hold = self._hold
+            try:
+                if hold is None:
+                    await self._speak(_Writes(self._carrier), held=False)
+                else:
+                    async with hold() as stdin:
+                        await self._speak(stdin, held=True)
+            except RunraError as error:
+                # After a timeout the first attempt may still be on its way, and would mix with the second.
+                broken = error.code == "NETWORK_ERROR" and error.details.get("reason") in ("connect", "closed")
+                now = time.monotonic()
+                self._broken_at = self._broken_at or now
+                if not (broken or error.retryable) or now - self._broken_at > SEND_S:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _speak(self, stdin: StdinWriter, held: bool) -> None:
+        """Say on one way in what was not confirmed, and then what there is. While one write is under way, the lines for
+        the next gather."""
+        lost = asyncio.ensure_future(stdin.wait_closed())
+        lost.add_done_callback(lambda _: self._some.set())
+        opened = time.monotonic()
+        look = asyncio.get_running_loop().call_later(FLOW_S, self._some.set)
+        try:
+            if self._sent:
+                await self._send(stdin, b"\n" + b"".join(lines for _, lines in self._sent))
+            self._put(say("p"))
+            while not lost.done():
+                await self._some.wait()
+                self._some.clear()
+                if held and self._confirmed_at < opened and time.monotonic() - opened >= FLOW_S:
+                    self._hold = None
+                    raise _collected()
+                if self._lines:
+                    await self._send(stdin, self._next())
+            lost.result()
+        finally:
+            look.cancel()
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)  # a write has raised the same
+
+    def _next(self) -> bytes:
+        self._unasked += self._waiting
+        if self._unasked >= _ASK_BYTES:
+            self._unasked = 0
+            self._lines.append(say("p"))
+        lines = self._numbered()
+        self._sent.append((self._seq, lines))
+        self._unconfirmed += len(lines)
+        return lines
 
     def _numbered(self) -> bytes:
         first = self._seq + 1
         self._seq += len(self._lines)
         lines = b"".join(b"%d%b" % (seq, line) for seq, line in enumerate(self._lines, first))
         self._lines.clear()
+        self._waiting = 0
+        self._room.set()
         return lines
 
-    async def _send(self, lines: bytes) -> None:
-        """Write lines to the relay. Where the connection broke they are sent again: the relay knows them by number, and
-        an empty line ends one that was torn."""
-        until = time.monotonic() + SEND_S
-        while True:
-            try:
-                async with asyncio.timeout(SEND_S):
-                    await self._carrier.send_stdin(lines)
-                return
-            except TimeoutError:
-                raise _silent(f"does not read: a write of {len(lines)} bytes took more than {SEND_S:.0f} s") from None
-            except RunraError as error:
-                # After a timeout the first attempt may still be on its way, and would mix with the second.
-                broken = error.code == "NETWORK_ERROR" and error.details.get("reason") in ("connect", "closed")
-                if not broken or time.monotonic() > until:
-                    raise
-            lines = lines if lines.startswith(b"\n") else b"\n" + lines
-            await asyncio.sleep(_AGAIN_S)
+    async def _send(self, stdin: StdinWriter, lines: bytes) -> None:
+        try:
+            async with asyncio.timeout(SEND_S):
+                await stdin.write(lines)
+        except TimeoutError:
+            raise _silent(f"does not read: a write of {len(lines)} bytes took more than {SEND_S:.0f} s") from None
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PING_S)
-            if time.monotonic() - self._heard_at > SILENCE_S:
-                raise _silent(f"has said nothing for {SILENCE_S:.0f} s")
+            if time.monotonic() - self._confirmed_at > SILENCE_S:
+                raise _silent(f"has answered nothing for {SILENCE_S:.0f} s")
             self._put(say("p"))
+
+
+def _collected() -> RunraError:
+    return RunraError(
+        "NETWORK_ERROR",
+        f"nothing of a request that stays open came to the relay within {FLOW_S:.0f} s",
+        details={"reason": "closed", "sent": True},
+        retryable=False,
+    )
 
 
 def _silent(how: str) -> RunraError:

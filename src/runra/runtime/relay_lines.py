@@ -24,7 +24,8 @@ _DIGITS: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What the relay says: `op` is `o d e r c p`, or `!` for the first line, whose `number` is the port."""
+    """What the relay says: `op` is `o d e r c p`, or `!` for the first line, whose `number` is the port. That of `p` is
+    the last line the relay has taken."""
 
     op: str
     id: int = 0
@@ -75,8 +76,8 @@ class Parser:
                 return Line("c", id, number=number)
             case b"o" | b"e" | b"r" if id > 0 and not argument:
                 return Line(op.decode(), id)
-            case b"p" if id == 0 and not argument:
-                return Line("p")
+            case b"p" if id == 0 and (number := _number(argument)) > 0:
+                return Line("p", number=number)
         raise strange("no line of the protocol", text)
 
 

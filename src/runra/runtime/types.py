@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,22 @@ class ExecuteOptions:
     on_stderr: Callable[[str], Any] | None = None
     #: Called at once with each piece of output as it came; what `exec.streamed` is made of.
     on_output: Callable[[OutputChunk], None] | None = None
+
+
+class StdinWriter(Protocol):
+    """A stdin that stays open for many writes."""
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the data is on its way; raises what ended the stream before."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Raises what ends the stream, when that happens; returns when it was closed here."""
+        ...
+
+
+#: Opens one: leaving it leaves the process's stdin open.
+HoldStdin = Callable[[], AbstractAsyncContextManager[StdinWriter]]
 
 
 class ProcessHandle(Protocol):

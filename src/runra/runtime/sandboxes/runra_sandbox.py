@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, cast
 
 from runra.contract import ExecutionResult, SnapshotInfo
@@ -18,7 +18,7 @@ from runra.runtime.capabilities import Capabilities
 from runra.runtime.sandboxes import shell
 from runra.runtime.sandboxes.base import BaseProvider, Files, Ports
 from runra.runtime.tasks import to_end
-from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle, TerminalHandle
+from runra.runtime.types import ExecuteOptions, PortInfo, SandboxHandle, StdinWriter, TerminalHandle
 from runra.sdk._async.client import AsyncRunra
 from runra.sdk._async.events import AsyncEventStream
 from runra.sdk._async.processes import AsyncProcess
@@ -251,6 +251,9 @@ class _Process:
 
     async def send_stdin(self, data: bytes) -> None:
         await self._inner.send_stdin(data)
+
+    def hold_stdin(self) -> AbstractAsyncContextManager[StdinWriter]:
+        return self._inner.open_stdin(close=False)
 
     async def close_stdin(self) -> None:
         await self._inner.close_stdin()
