@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
+from pydantic_core import from_json
+
 from runra.sdk.failures import Failure
 
 #: Longest event taken, in bytes.
@@ -21,9 +23,12 @@ class ServerEvent(NamedTuple):
     def json(self) -> dict[str, Any]:
         """The data as an object; anything else is empty, as an event nobody can read."""
         try:
-            value = json.loads(self.data)
+            value = from_json(self.data)
         except ValueError:
-            return {}
+            try:
+                value = json.loads(self.data)  # slower, but it takes names that are no UTF-8
+            except ValueError:
+                return {}
         return value if isinstance(value, dict) else {}
 
 

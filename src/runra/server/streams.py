@@ -109,10 +109,13 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
 
 
 def event(name: str, data: Any, id: str | int | None = None) -> bytes:
-    """One server-sent event. JSON has no line breaks of its own, so it is always one `data` line."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
-    return f"{head}data: {text}\n\n".encode(errors="replace")
+    """One server-sent event; bytes and text are JSON already. JSON has no line breaks of its own, so it is always one
+    `data` line."""
+    if not isinstance(data, bytes):
+        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        data = text.encode(errors="replace")
+    head = f"event: {name}\ndata: " if id is None else f"id: {id}\nevent: {name}\ndata: "
+    return b"%b%b\n\n" % (head.encode(errors="replace"), data)
 
 
 EVENT_HEADERS: Final[Mapping[str, str]] = {

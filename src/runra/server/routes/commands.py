@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from runra.contract import ExecRequest, ExecutionResult, ProcessStarted
@@ -95,4 +96,5 @@ async def output_events(
 
 
 def _piece(piece: Piece) -> bytes:
-    return event(piece.stream, piece.fields, piece.resume)
+    # Six times as fast as `json`, which is what much output costs. It is UTF-8 all through: `as_fields` sees to that.
+    return event(piece.stream, to_json(piece.fields), piece.resume)
