@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from runra.runtime import AgentResult, Event, Runra
+from runra.runtime import AgentResult, Event, Runra, RunraError
 from tests.gateway.conftest import PRICE, SPEAKS
 from tests.runtime.conftest import Make, alive, clean_environment, make, real  # noqa: F401 - fixtures
-from tests.scripted import ScriptedModel, Seen, Step
+from tests.scripted import Say, ScriptedModel, Seen, Step
 
 PROGRAMS = {"claude-code": "claude", "codex": "codex", "opencode": "opencode"}
 PACKAGES = {"claude-code": "@anthropic-ai/claude-code", "codex": "@openai/codex", "opencode": "opencode-ai"}
@@ -68,3 +69,29 @@ async def bench(make: Make, agent: str, script: Script, speaks: str = "", **conf
         here = Bench(make(agent={"provider": agent, "config": config}, llm=llm), model)
         here.runra.on("*", here.events.append)
         yield here
+
+
+def in_order(seen: Seen) -> Say:
+    """The model of `conversation`: it answers the latest thing it was told."""
+    if not seen.tools:
+        return Say("A title")
+    told = json.dumps(seen.body)
+    return Say("third" if "the third thing" in told else "second" if "the second thing" in told else "first")
+
+
+async def conversation(here: Bench) -> None:
+    """Further messages while an agent works, then a later run that knows of the first. `here` has `in_order`; its events
+    are those of the later run alone afterwards."""
+    sandbox = await here.runra.create_sandbox(NO_NETWORK)
+    async with here.runra.stream("the first thing", sandbox_id=sandbox.id, timeout_ms=100_000) as run:
+        await run.send_message("the second thing")
+        events = [event async for event in run]
+    said = [event.data["text"] for event in events if event.type == "agent.message"]
+    assert [words for words in said if not words.startswith("Warning")] == ["first", "second"]
+    assert run.result.success, run.result
+    with pytest.raises(RunraError, match="ended"):
+        await run.send_message("too late")
+    here.events.clear()
+    later = await here.start("the third thing", sandbox_id=sandbox.id, session_id=run.result.session_id)
+    assert (later.success, later.summary) == (True, "third"), later
+    assert "the first thing" in json.dumps(here.model.seen[-1].body)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents.conftest import NO_NETWORK, Bench, Script
+from tests.agents.conftest import NO_NETWORK, Bench, Script, conversation, in_order
 from tests.gateway.conftest import PRICE, SPEAKS
 from tests.hosting import until
 from tests.runtime.conftest import Make
@@ -68,25 +68,8 @@ async def test_the_main_job(make: Make, agent: str) -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_conversation_goes_on(make: Make, agent: str) -> None:
     """Further messages while it works, then a later run that knows of the first and tells none of it again."""
-
-    def script(seen: Seen) -> Say:
-        if not seen.tools:
-            return Say("A title")
-        told = json.dumps(seen.body)
-        return Say("third" if "the third thing" in told else "second" if "the second thing" in told else "first")
-
-    async with acp(make, agent, script) as here:
-        sandbox = await here.runra.create_sandbox(NO_NETWORK)
-        async with here.runra.stream("the first thing", sandbox_id=sandbox.id, timeout_ms=100_000) as run:
-            await run.send_message("the second thing")
-            events = [event async for event in run]
-        said = [event.data["text"] for event in events if event.type == "agent.message"]
-        assert [words for words in said if not words.startswith("Warning")] == ["first", "second"]
-        assert run.result.success, run.result
-        here.events.clear()
-        later = await here.start("the third thing", sandbox_id=sandbox.id, session_id=run.result.session_id)
-        assert (later.success, later.summary) == (True, "third"), later
-        assert "the first thing" in json.dumps(here.model.seen[-1].body)
+    async with acp(make, agent, in_order) as here:
+        await conversation(here)
         await until(lambda: bool(here.of("cost.total")))
         assert "first" not in [data["text"] for data in here.of("agent.message")]
 

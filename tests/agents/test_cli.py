@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runra.runtime import RunraError
-from tests.agents.conftest import NO_NETWORK, PROGRAMS, Bench, bench
+from tests.agents.conftest import NO_NETWORK, PROGRAMS, Bench, bench, conversation, in_order
 from tests.hosting import until
 from tests.runtime.conftest import Make, alive
 from tests.scripted import Fault, Say, Seen, agent_loop, shell_call
@@ -117,26 +117,8 @@ async def test_the_key_is_not_in_the_sandboxs_memory(make: Make, agent: str) -> 
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_conversation_goes_on(make: Make, agent: str) -> None:
-    """Further messages while it works, then a later run that knows of the first."""
-
-    def script(seen: Seen) -> Say:
-        if not seen.tools:
-            return Say("A title")
-        told = json.dumps(seen.body)
-        return Say("third" if "the third thing" in told else "second" if "the second thing" in told else "first")
-
-    async with bench(make, agent, script) as here:
-        sandbox = await here.runra.create_sandbox(NO_NETWORK)
-        async with here.runra.stream("the first thing", sandbox_id=sandbox.id, timeout_ms=100_000) as run:
-            await run.send_message("the second thing")
-            events = [event async for event in run]
-        assert [event.data["text"] for event in events if event.type == "agent.message"] == ["first", "second"]
-        assert run.result.success, run.result
-        with pytest.raises(RunraError, match="ended"):
-            await run.send_message("too late")
-        later = await here.start("the third thing", sandbox_id=sandbox.id, session_id=run.result.session_id)
-        assert (later.success, later.summary) == (True, "third"), later
-        assert "the first thing" in json.dumps(here.model.seen[-1].body)
+    async with bench(make, agent, in_order) as here:
+        await conversation(here)
 
 
 async def test_stopped_with_a_result(make: Make) -> None:

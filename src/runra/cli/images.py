@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import typer
 from runra.cli.agent import building
 from runra.cli.lifecycle import AsJson
 from runra.cli.output import age, is_terminal, say, show_json, show_line, show_table, size
+from runra.cli.tools import tool
 from runra.cli.words import milliseconds
 from runra.errors import RunraError
 
@@ -282,16 +282,6 @@ def _dockerfile(client: Runra, folder: Path, dockerfile: Path | None, tag: str, 
             subprocess.run([program, "rmi", local], capture_output=True, check=False)  # noqa: S603 - our own words
         with archive.open("rb") as opened:
             return _send(client, opened, tag, shared, archive.stat().st_size, tag)
-
-
-def tool(name: str, package: str, what: str) -> str:
-    """Where a program of this machine is. Raises INVALID_CONFIG with how to get it."""
-    program = shutil.which(name)
-    if program is None:
-        raise RunraError(
-            "INVALID_CONFIG", f"{name} is not installed here, which Runra needs {what}: apt-get install {package}"
-        )
-    return program
 
 
 def _checked(command: list[str], to: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from runra.cli.tools import tool
 from runra.errors import RunraError
 from runra.sdk.failures import CommandFailed
 
@@ -101,8 +102,6 @@ def _install(pin: Pin) -> str:
 
 def _fetch(pin: Pin, prefix: Path) -> None:
     """Fetch a package into a folder. Only `lib` and `bin` are made below it, with links from one into the other."""
-    from runra.cli.images import tool
-
     npm = tool("npm", "npm", "to fetch agents here")
     done = subprocess.run(  # noqa: S603 - words of a checked form
         [npm, "install", "--global", "--prefix", str(prefix), *pin.words],

@@ -14,6 +14,7 @@ from runra.sdk.types import refused
 #: The tools of the contract. What an agent calls its own is mapped to these names.
 ToolName = Literal["bash", "read", "write", "edit", "glob", "grep"]
 TOOLS: Final[tuple[ToolName, ...]] = get_args(ToolName)
+_READING: Final = frozenset[ToolName](("read", "glob", "grep"))
 
 #: What an agent can do beyond working on one prompt. `docs/agents.md` and `runra agents` show who can what.
 Ability = Literal[
@@ -56,6 +57,12 @@ class AgentOptions(Request):
     setup_timeout_ms: int = Field(120_000, gt=0)
     silence_timeout_ms: int = Field(900_000, gt=0)
     timeout_ms: int | None = Field(None, gt=0)
+
+    @property
+    def given_tools(self) -> list[ToolName]:
+        """The tools it is given: those allowed, and of these a plan gets what only reads."""
+        plan = self.permission_mode == "plan"
+        return [tool for tool in TOOLS if tool in self.allowed_tools and (not plan or tool in _READING)]
 
 
 #: Asked before a tool is used (`permissionMode` prompt): the tool's name and its input; the answer says whether.

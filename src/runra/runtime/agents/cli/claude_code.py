@@ -17,7 +17,6 @@ _NAMES: Final[dict[ToolName, tuple[str, ...]]] = {
     "glob": ("Glob",),
     "grep": ("Grep",),
 }
-_READING: Final[tuple[ToolName, ...]] = ("read", "glob", "grep")
 #: Every name a model may be asked for under, so that none of its side calls goes to another one.
 _MODELS: Final = (
     "ANTHROPIC_MODEL",
@@ -39,7 +38,6 @@ def launch(asked: Asked) -> Launch:
     options, tools = asked.options, asked.tools
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", "--model", asked.model]
     argv += ["--max-turns", str(options.max_turns)]
-    allowed: list[ToolName] = [tool for tool in TOOLS if tool in options.allowed_tools]
     files: dict[str, str] = {}
     if tools is not None:
         # None of its own, and no settings, skills or servers of anybody; what is not allowed here is denied.
@@ -48,12 +46,11 @@ def launch(asked: Asked) -> Launch:
         server = {"type": "http", "url": tools.url, "headers": {"Authorization": f"Bearer {tools.token}"}}
         files["mcp.json"] = json.dumps({"mcpServers": {"runra": server}})
     elif options.permission_mode == "plan":
-        allowed = [tool for tool in allowed if tool in _READING]
         argv += ["--permission-mode", "plan"]
     else:
         argv += ["--dangerously-skip-permissions"]
-    if tools is None and len(allowed) < len(TOOLS):
-        argv += ["--tools", ",".join(name for tool in allowed for name in _NAMES[tool])]
+    if tools is None and len(options.given_tools) < len(TOOLS):
+        argv += ["--tools", ",".join(name for tool in options.given_tools for name in _NAMES[tool])]
     if asked.system_prompt is not None:
         argv += ["--append-system-prompt", asked.system_prompt]
     if asked.session_id:

@@ -23,14 +23,13 @@ from runra.runtime.agents.cli.reading import LINE, STDERR_LINE, Started
 from runra.runtime.agents.cli.walls import walled
 from runra.runtime.agents.hands import SandboxTools
 from runra.runtime.agents.mcp import ToolServer, serving
-from runra.runtime.agents.options import AgentOptions, ToolName
+from runra.runtime.agents.options import AgentOptions
 from runra.runtime.tasks import to_end
 from runra.sdk.output import Lines, Stream
 
 if TYPE_CHECKING:
     from runra.runtime.run import AgentRun
 
-_READING: Final[tuple[ToolName, ...]] = ("read", "glob", "grep")
 #: Marks the agent's process and all it starts, in its environment.
 _MARK: Final = "RUNRA_AGENT_RUN"
 _KILL_S: Final = 5.0
@@ -161,9 +160,8 @@ async def on_host(run: AgentRun, cli: Cli, options: AgentOptions) -> AsyncIterat
             "session_id: with placement host a conversation ends with its run; leave it out",
             details={"kind": "setup", "field": "sessionId"},
         )
-    plan = options.permission_mode == "plan"
     hands = SandboxTools(run.sandbox, workdir=options.workdir)
-    offered = hands.offered(name for name in options.allowed_tools if not plan or name in _READING)
+    offered = hands.offered(options.given_tools)
     # 0700, and not below /tmp: codex refuses a home there.
     scratch = Path(tempfile.mkdtemp(prefix="runra-agent-", dir="/var/tmp"))
     try:

@@ -17,7 +17,6 @@ _NAMES: Final[dict[ToolName, tuple[str, ...]]] = {
     "glob": ("glob",),
     "grep": ("grep",),
 }
-_READING: Final[tuple[ToolName, ...]] = ("read", "glob", "grep")
 #: The variable the configuration takes the token from.
 KEY: Final = "RUNRA_MODEL_TOKEN"
 QUIET: Final = {
@@ -53,9 +52,7 @@ def configuration(asked: Asked) -> dict[str, Any]:
         "small_model": "runra/model",
         "provider": {"runra": provider},
     }
-    allowed = [tool for tool in TOOLS if tool in asked.options.allowed_tools]
-    if asked.options.permission_mode == "plan":
-        allowed = [tool for tool in allowed if tool in _READING]
+    allowed = asked.options.given_tools
     if asked.tools is not None:
         # None of its own: neither offered nor, by whatever name they are called, allowed.
         config["tools"] = {"*": False, "runra_*": True}

@@ -17,7 +17,7 @@ from runra.runtime.agents.hands import SandboxTools, Tool, ToolFailed, ToolOutpu
 from runra.runtime.agents.hands.tool import MAX_OUTPUT
 from runra.runtime.agents.loop.conversation import Conversation, window_of
 from runra.runtime.agents.loop.metered import Metered
-from runra.runtime.agents.options import LOOP_ABILITIES, AgentOptions, ToolName, checked_options
+from runra.runtime.agents.options import LOOP_ABILITIES, AgentOptions, checked_options
 from runra.runtime.agents.results import failed, spent
 from runra.runtime.agents.transcripts.types import AgentEvent, answered, called, said
 from runra.runtime.llms import types as llm
@@ -34,7 +34,6 @@ _AT_ONCE: Final = 8
 #: How often in a row a model may find the conversation too long.
 _SHORTENINGS: Final = 4
 _SAVE_S: Final = 5.0
-_READING: Final[tuple[ToolName, ...]] = ("read", "glob", "grep")
 
 _PROMPT: Final = (
     "You work in a Linux sandbox, through the tools you are given. Your folder is {workdir}. Look before you change "
@@ -165,10 +164,9 @@ class _Work:
         # One result may fill a quarter of a small window, at four characters a token.
         limit = MAX_OUTPUT if window is None else min(MAX_OUTPUT, max(1000, window))
         self._hands = SandboxTools(run.sandbox, workdir=options.workdir, env=options.env, limit=limit)
-        allowed = [name for name in options.allowed_tools if not plan or name in _READING]
         # What tools of the caller's do is not known: none in a plan.
         own: list[Tool] = [] if plan else own_tools(options.tools, run)
-        self._tools = {tool.name: tool for tool in [*self._hands.offered(allowed), *own]}
+        self._tools = {tool.name: tool for tool in [*self._hands.offered(options.given_tools), *own]}
         prompt = _PROMPT.format(workdir=self._hands.workdir) + (_PLAN if plan else "")
         self._prompt = f"{prompt}\n\n{options.system_prompt}" if options.system_prompt else prompt
         self._offered = [
