@@ -16,7 +16,7 @@ from runra.errors import RunraError
 from runra.runtime.capabilities import Capabilities
 from runra.runtime.forward import forwarded
 from runra.runtime.sandbox import Sandbox
-from runra.runtime.testing.conformance import Bench, bench, sandbox
+from runra.runtime.testing.bench import Bench, bench, sandbox
 
 __all__ = ["bench", "sandbox"]
 

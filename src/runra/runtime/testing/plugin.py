@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-pytest.register_assert_rewrite("runra.runtime.testing.conformance")
+pytest.register_assert_rewrite("runra.runtime.testing.bench", "runra.runtime.testing.suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
