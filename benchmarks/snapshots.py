@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.table import Table
 from run import OUT, Row, console, row, server
 
-from runra import Runra, Sandbox
+from runra import Runra, RunraError, Sandbox
 
 ROUNDS = 20
 #: What a sandbox holds: its name, and the command that makes it.
@@ -80,6 +80,37 @@ def of_one(client: Runra, sandbox: Sandbox, what: str, layer: Path) -> list[Row]
     return rows
 
 
+#: What the processes of a sandbox that is forked with them hold in memory, MB.
+HELD_MB = (0, 100, 1000)
+HOLD = "x = bytearray(__import__('os').urandom({} << 20)); print('held', flush=True); __import__('time').sleep(3600)"
+
+
+def of_running(client: Runra) -> list[Row]:
+    """Forks with processes; none where no wall can save what runs."""
+    rows: list[Row] = []
+    for held in HELD_MB:
+        what = f"{held} MB held by a process"
+        console.print(f"[dim]{what}")
+        try:
+            sandbox = client.sandboxes.create(image="host", isolation="gvisor", resources={"memoryMb": 2048})
+        except RunraError as error:
+            console.print(f"[dim]no forks with processes: {error.message}")
+            return rows
+        with sandbox:
+            process = sandbox.exec(["python3", "-c", HOLD.format(held)], background=True)
+            next(iter(process.logs()))
+            made: list[Sandbox] = []
+            try:
+                found = timed(lambda box=sandbox, made=made: made.extend(box.fork(1, processes=True)), 5)
+            except RunraError as error:
+                console.print(f"[dim]no forks with processes: {error.message}")
+                return rows
+            rows.append(row(f"fork with processes, {what}", "Runra over REST", found))
+            for one in made:
+                one.terminate()
+    return rows
+
+
 def measure(client: Runra, data: Path) -> list[Row]:
     made: list[Sandbox] = []
     rows = [
@@ -94,6 +125,7 @@ def measure(client: Runra, data: Path) -> list[Row]:
         with client.sandboxes.create(image="host", timeout_ms=3_600_000) as sandbox:
             sandbox.exec(f"{command}; sync", check=True, timeout_ms=300_000)
             rows += of_one(client, sandbox, what, data / "node/sandboxes" / sandbox.id / "upper0")
+    rows += of_running(client)
     client.volumes.create("bench", size_mb=64, access="many-writers")
     mounted = [{"name": "bench", "path": "/data"}]
     rows.append(

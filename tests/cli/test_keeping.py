@@ -19,6 +19,9 @@ def test_snapshot_and_fork(cli: Cli, sandbox: str) -> None:
     for one in (copy, *forks):
         assert cli.ok("exec", one, "cat f") == "kept\n"
     cli.ok("rm", copy, *forks)
+    refused = cli("fork", sandbox, "--processes")
+    assert refused.code == 1
+    assert "runsc" in refused.err
     ran = cli("snapshot", "rm", "never", "cli-base")
     assert (ran.code, ran.out) == (1, "cli-base\n")
     assert "no snapshot 'never'" in ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import subprocess
 import sys
@@ -142,6 +143,38 @@ async def test_what_runs_goes_on_in_every_copy(host: Host) -> None:
 
 async def _beyond(host: Host, sandbox: Sandbox, reached: int) -> bool:
     return len(await numbers(host, sandbox)) > reached
+
+
+#: Holds a connection to the name server, asks over it when told, and then over another one.
+ASKING = """
+import os, socket, time
+server = [line.split()[1] for line in open("/etc/resolv.conf") if line.startswith("nameserver")][0]
+question = bytes.fromhex("001d123401000001000000000000076578616d706c6503636f6d0000010001")
+def ask(connection):
+    try:
+        connection.sendall(question)
+        return len(connection.recv(10))
+    except OSError as error:
+        return error.errno
+held = socket.create_connection((server, 53), 10)
+print(ask(held), flush=True)
+while not os.path.exists("/workspace/go"):
+    time.sleep(0.02)
+print(ask(held), ask(socket.create_connection((server, 53), 10)), "done", flush=True)
+"""
+
+
+async def test_connections_to_the_outside_end_and_new_ones_can_be_made(host: Host) -> None:
+    source = await host.create()
+    async with source.use() as agent:
+        process, _ = await started(agent, ASKING, b"10\n")
+    (copy,) = await fork(host, source)
+    for each in (source, copy):
+        await host.run(each, "touch /workspace/go")
+        async with each.use() as agent:
+            again = await agent.attach(process.pid, offset=0)
+            text = await said(again.output(), lambda text: b"done" in text)
+            assert text.split() == [b"10", str(errno.ECONNABORTED).encode(), b"10", b"done"]
 
 
 async def test_what_cannot_be_saved_is_told_and_the_source_goes_on(host: Host) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from runra import RunraError
 from runra.contract import VolumeMount
+from tests.hosting import bubblewrap_only, need_saving_wall
 
 
 async def test_snapshots_and_forks(runra: Any, sandbox: Any) -> None:
@@ -37,6 +38,35 @@ async def test_snapshots_and_forks(runra: Any, sandbox: Any) -> None:
         async with fork:
             assert fork.state == "running"
             assert await fork.files.read("f") == "later"
+
+
+async def test_forks_with_processes(runra: Any) -> None:
+    need_saving_wall()
+    count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    async with await runra.sandboxes.create(image="host", isolation="gvisor") as source:
+        process = await source.exec(count, background=True)
+        async for chunk in process.logs():
+            if b"5\n" in chunk.data:
+                break
+        (copy,) = await source.fork(processes=True)
+        async with copy:
+            (same,) = [one for one in await copy.processes.list() if one.pid == process.pid]
+            assert same.state == "running"
+            seen = b""
+            async for chunk in (await copy.processes.get(process.pid)).logs():
+                seen += chunk.data
+                if len(seen.split()) > 20:
+                    break
+            assert seen.split()[:20] == [str(number).encode() for number in range(1, 21)]
+            await (await copy.processes.get(process.pid)).kill()
+        assert (await process.info()).state == "running"
+
+
+@bubblewrap_only("it says no")
+async def test_no_processes_behind_a_wall_that_cannot_save_them(sandbox: Any) -> None:
+    with pytest.raises(RunraError) as refused:
+        await sandbox.fork(processes=True)
+    assert (refused.value.code, refused.value.details["field"]) == ("INVALID_CONFIG", "processes")
 
 
 async def test_volumes(runra: Any) -> None:

@@ -711,6 +711,6 @@ class Node:
             image=sandbox.config.image, size_bytes=0, created_at=now_iso(),
         )  # fmt: skip
 
-    async def fork(self, sandbox_id: str, ids: Any) -> list[Sandbox]:
+    async def fork(self, sandbox_id: str, ids: Any, *, processes: bool = False) -> list[Sandbox]:
         source = self.sandboxes[sandbox_id]
         return [await self.create(one, source.config, source.organization_id) for one in ids]

@@ -372,8 +372,9 @@ async def _gvisor(scratch: Path, *, trial: bool) -> Finding:
         if tried.state != "ok":
             return Finding(name, "limited", f"{known} starts no sandbox: {tried.meaning}", RUNSC_CURE)
         known += f"; a sandbox {tried.meaning}"
+    known += "; forks with processes" if runsc.saves else ""
     if runsc.stat_broken:
-        newer = "a release of this year is faster and knows more calls: put its binary on the PATH as runsc"
+        newer = "a newer release is faster, knows more calls and saves what runs for forks: put it on the PATH as runsc"
         return Finding(name, "ok", known, newer)
     return Finding(name, "ok", known)
 

@@ -34,8 +34,11 @@ _PLATFORMS: Final = ("systrap", "ptrace")
 #: host's kernel for anything, so they gain nothing by it.
 _NESTED: Final = 1
 #: Flags that newer builds need to be what older ones always were: files through the file server, in the sandbox's own
-#: layers rather than in memory.
-_IF_KNOWN: Final = ("--directfs=false", "--overlay2=none", "--host-uds=none", "--host-fifo=none")
+#: layers rather than in memory. The last: connections to the outside do not keep a sandbox from being saved, they end.
+_IF_KNOWN: Final = (
+    *("--directfs=false", "--overlay2=none", "--host-uds=none", "--host-fifo=none"),
+    "--net-disconnect-ok",
+)
 #: With `ptrace`, a memory image inside has a traced thread outside for each thread of gVisor's kernel that ever ran it
 #: (measured: up to 11). gVisor ends when it cannot make one, so this is room, and the limit inside is the limit.
 _THREADS_PER_PROCESS: Final = 16
