@@ -374,7 +374,8 @@ async def _gvisor(scratch: Path, *, trial: bool) -> Finding:
         known += f"; a sandbox {tried.meaning}"
     known += "; forks with processes" if runsc.saves else ""
     if runsc.stat_broken:
-        newer = "a newer release is faster, knows more calls and saves what runs for forks: put it on the PATH as runsc"
+        more = "knows more calls" if runsc.saves else "knows more calls, and saves what runs for forks"
+        newer = f"a release of this year is faster and {more}: put its binary on the PATH as runsc"
         return Finding(name, "ok", known, newer)
     return Finding(name, "ok", known)
 
