@@ -160,6 +160,21 @@ async def test_a_bomb_stays_inside(host: Host, bomb: str) -> None:
         assert bomber.info().termination_reason == reason
 
 
+@pytest.mark.parametrize("victim", ["keeper", "boot", "gofer", "agent"])
+async def test_whatever_the_kernel_kills_for_memory_it_ends_as_one(host: Host, victim: str) -> None:
+    """What a program inside has for memory is a process of the host's; builds of 2024 stand still without the agent's."""
+    sandbox = await host.create(**SMALL)
+    parts = {name: part(sandbox, name) for name in ("keeper", "boot", "gofer")}
+    for pid in [parts[victim]] if victim in parts else processes(sandbox).keys() - set(parts.values()):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+    running = asyncio.create_task(host.run(sandbox, BOMBS["memory"][0]))
+    await until(lambda: sandbox.info().state == "terminated", 20)
+    assert sandbox.info().termination_reason == "oom"
+    await asyncio.gather(running, return_exceptions=True)
+    await host.node.settled()
+    assert not [line for line in host.left()["processes"] if sandbox.id in line]
+
+
 async def test_a_full_disk_is_the_sandboxs_own(host: Host) -> None:
     bomber, neighbour = await host.create(**SMALL), await host.create(**SMALL)
     output, _ = await host.run(bomber, "head -c 1G /dev/zero > /workspace/fill; sync; du -m /workspace/fill | cut -f1")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runra.server.settings import ServerSettings
-from tests.hosting import WALL
+from tests.hosting import WALL, need_wall
 
 from .conftest import Running, sse, started
 
@@ -195,6 +195,21 @@ async def test_every_call_hears_that_its_sandbox_has_ended(real: Running) -> Non
     assert (answer.status, answer.error["code"]) == (409, "INVALID_STATE")
     assert events[-1]["data"]["error"]["code"] == "INVALID_STATE"
     assert events[-1]["data"]["error"]["details"]["terminationReason"] == "user"
+
+
+async def test_memory_that_ran_out_behind_gvisor_is_told_as_that(settings: ServerSettings) -> None:
+    """All of it ends with what the kernel killed: no call hears an end that the program never had."""
+    need_wall("gvisor")
+    body = {"command": "python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'; echo went on: $?"}
+    async with started(replace(settings, ranges={"memoryMb": (64, 256)}), real=True) as run:
+        client = run.client
+        box = (await client.sandbox(isolation="gvisor", resources={"memoryMb": 128}))["id"]
+        async with client.open("POST", f"/sandboxes/{box}/execute", json=body, headers=STREAM) as response:
+            events = await sse(response)
+        assert events[-1]["data"]["error"]["code"] == "INVALID_STATE", events
+        assert events[-1]["data"]["error"]["details"]["terminationReason"] == "oom"
+        assert (await client.call("GET", f"/sandboxes/{box}")).json["terminationReason"] == "oom"
+        await _end(run)
 
 
 async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerSettings) -> None:

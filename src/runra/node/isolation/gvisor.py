@@ -114,6 +114,7 @@ class Gvisor:
     name = "gvisor"
     keeps_writes = True
     networked = True
+    one_memory = True
 
     def __init__(self, launcher: Launcher, runsc: Runsc, settings: NodeSettings) -> None:
         self._launcher = launcher
