@@ -214,7 +214,8 @@ async def test_memory_that_ran_out_behind_gvisor_is_told_as_that(settings: Serve
 
 async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerSettings) -> None:
     headers = {"Idempotency-Key": "kept"}
-    body = {"command": "echo one; sleep 1.5; echo two; echo x >> count", "timeoutMs": 20_000}
+    command = "echo one; until test -e go; do sleep 0.05; done; echo two; echo x >> count"
+    body = {"command": command, "timeoutMs": 20_000}
     async with started(settings, real=True) as first:
         running, paused = await first.client.sandbox(), await first.client.sandbox()
         execute = f"/sandboxes/{running['id']}/execute"
@@ -225,6 +226,7 @@ async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerS
         client = second.client
         states = {it["id"]: it["state"] for it in (await client.call("GET", "/sandboxes")).json["data"]}
         assert states == {running["id"]: "running", paused["id"]: "paused"}
+        await client.call("PUT", f"/sandboxes/{running['id']}/files?path=go", data=b"")
         again = await client.call("POST", execute, json=body, headers=headers)
         assert again.json["stdout"] == "one\ntwo\n"
         assert (await client.run(running["id"], "wc -l < count"))["stdout"].strip() == "1"
