@@ -13,7 +13,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX
-from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, hosted, need_wall, start_host, stop_host, until
 
 SMALL = {"resources": {"cpu": 1, "memoryMb": 256, "diskMb": 300}}
 
@@ -173,6 +173,15 @@ async def test_whatever_the_kernel_kills_for_memory_it_ends_as_one(host: Host, v
     await asyncio.gather(running, return_exceptions=True)
     await host.node.settled()
     assert not [line for line in host.left()["processes"] if sandbox.id in line]
+
+
+async def test_the_hosts_process_numbers_do_not_end_with_one_sandbox(tmp_path: Path) -> None:
+    """gVisor needs several of the host's processes for one inside; its room for them is no room for all there are."""
+    async with hosted(tmp_path / "data", isolation=need_wall("gvisor"), max_pids=1_000_000) as host:
+        sandbox = await host.create(**SMALL)
+        limits = [file.with_name("pids.max") for file in sandbox.cgroup.join_files]
+        limit = next(int(file.read_text()) for file in limits if file.exists())
+        assert limit <= int(Path("/proc/sys/kernel/pid_max").read_text()) // 4
 
 
 async def test_a_full_disk_is_the_sandboxs_own(host: Host) -> None:
