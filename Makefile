@@ -33,7 +33,8 @@ test: install lint ## the linters, then all tests on real sandboxes; the agent a
 attacks: install ## only the attacks on the walls, and what came of each into docs/attacks.md
 	$(BIN)/python scripts/run_attacks.py -n $(WORKERS)
 
-gvisor: install ## every test of sandboxes with gVisor as their wall, and why the rest is of bubblewrap alone; some minutes
+gvisor: install ## every test of sandboxes with gVisor as their wall (the runsc on the PATH), and why the rest is of bubblewrap alone
+	@command -v runsc && runsc --version | head -1
 	RUNRA_TEST_ISOLATION=gvisor $(BIN)/python -m pytest -rs -n $(WORKERS) tests/node tests/attacks tests/ingress tests/network \
 	    tests/server/test_real.py tests/server/test_kept.py tests/sdk/test_real.py tests/sdk/test_kept.py tests/sdk/test_volume.py
 

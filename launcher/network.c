@@ -39,6 +39,8 @@ static void keep_message(struct nlmsghdr *message) {
     if (kept.used + whole > KEPT_MAX) fail("keep", "addresses and routes");
     message->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE;
     message->nlmsg_pid = 0;
+    /* Its state is no part of a request: that of a veth whose other end has only just come up is still "linkdown". */
+    if (message->nlmsg_type == RTM_NEWROUTE) ((struct rtmsg *)NLMSG_DATA(message))->rtm_flags &= RTNH_F_ONLINK;
     memcpy(kept.bytes + kept.used, message, message->nlmsg_len);
     kept.used += whole;
 }

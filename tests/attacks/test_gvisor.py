@@ -13,7 +13,7 @@ import pytest
 from runra.errors import RunraError
 from runra.node import Sandbox
 from runra.node.settings import IDS_PER_SANDBOX
-from tests.hosting import NOTHING, Host, need_wall, start_host, stop_host, until
+from tests.hosting import NOTHING, Host, hosted, need_wall, start_host, stop_host, until
 
 SMALL = {"resources": {"cpu": 1, "memoryMb": 256, "diskMb": 300}}
 
@@ -158,6 +158,30 @@ async def test_a_bomb_stays_inside(host: Host, bomb: str) -> None:
     else:
         await until(lambda: bomber.info().state == "terminated")
         assert bomber.info().termination_reason == reason
+
+
+@pytest.mark.parametrize("victim", ["keeper", "boot", "gofer", "agent"])
+async def test_whatever_the_kernel_kills_for_memory_it_ends_as_one(host: Host, victim: str) -> None:
+    """What a program inside has for memory is a process of the host's; builds of 2024 stand still without the agent's."""
+    sandbox = await host.create(**SMALL)
+    parts = {name: part(sandbox, name) for name in ("keeper", "boot", "gofer")}
+    for pid in [parts[victim]] if victim in parts else processes(sandbox).keys() - set(parts.values()):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+    running = asyncio.create_task(host.run(sandbox, BOMBS["memory"][0]))
+    await until(lambda: sandbox.info().state == "terminated", 20)
+    assert sandbox.info().termination_reason == "oom"
+    await asyncio.gather(running, return_exceptions=True)
+    await host.node.settled()
+    assert not [line for line in host.left()["processes"] if sandbox.id in line]
+
+
+async def test_the_hosts_process_numbers_do_not_end_with_one_sandbox(tmp_path: Path) -> None:
+    """gVisor needs several of the host's processes for one inside; its room for them is no room for all there are."""
+    async with hosted(tmp_path / "data", isolation=need_wall("gvisor"), max_pids=1_000_000) as host:
+        sandbox = await host.create(**SMALL)
+        limits = [file.with_name("pids.max") for file in sandbox.cgroup.join_files]
+        limit = next(int(file.read_text()) for file in limits if file.exists())
+        assert limit <= int(Path("/proc/sys/kernel/pid_max").read_text()) // 4
 
 
 async def test_a_full_disk_is_the_sandboxs_own(host: Host) -> None:

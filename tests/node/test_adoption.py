@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runra.node.agent.types import ExecSpec
 from runra.node.record import process_start
 from tests.hosting import NOTHING, need_wall, start_host, stop_host, until
 
@@ -90,6 +91,21 @@ async def test_closing_a_node_keeps_its_sandboxes(tmp_path: Path) -> None:
     assert output == "kept\n"
     await stop_host(second)
     await until(lambda: second.left() == NOTHING)
+
+
+async def test_memory_that_ran_out_while_nobody_was_there(tmp_path: Path) -> None:
+    """Behind gVisor something may be left of such a sandbox; it is ended, and for what it was."""
+    first = await start_host(tmp_path / "data", isolation=need_wall("gvisor"))
+    sandbox = await first.create(resources={"memoryMb": 128})
+    async with sandbox.use() as agent:
+        bomb = "sleep 0.5; exec python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'"
+        (await agent.exec(ExecSpec(command=bomb))).detach()
+    await first.node.close()
+    await until(lambda: sandbox.oom_kills() > 0)
+    second = await start_host(tmp_path / "data")
+    assert second.node.gone == {sandbox.id: "oom"}
+    await until(lambda: second.left() == NOTHING)
+    await stop_host(second)
 
 
 async def test_rubbish_in_the_data_folder_is_cleaned_away(tmp_path: Path) -> None:

@@ -69,7 +69,12 @@ async def test_it_speaks_over_the_namespace_it_was_given(
     monkeypatch.setattr(wall, "prepare", lambda box: prepare(networked(box)))
     monkeypatch.setattr(wall, "start", lambda box: start(networked(box)))
     try:
+        # On a busy machine a veth's routes are still "linkdown" when it is handed over.
+        net.ip("-n", net.outside, "link", "set", "out", "down")
+        await until(lambda: "linkdown" in net.ip("-n", net.inside, "route"))
         sandbox = await host.create()
+        net.ip("-n", net.outside, "link", "set", "out", "up")
+        net.ip("-n", net.outside, "route", "add", "10.91.0.2", "dev", "out")
         server = await asyncio.create_subprocess_exec(
             "ip", "netns", "exec", net.outside, "python3", "-c",
             "import socket\ns = socket.create_server(('10.91.0.1', 8080)); print('up', flush=True)\n"

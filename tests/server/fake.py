@@ -585,6 +585,9 @@ class Sandbox:
     def oom_kills(self) -> int:
         return self.ooms
 
+    def memory_gone(self) -> bool:
+        return False  # behind bubblewrap a sandbox goes on without what was killed
+
 
 class Volumes:
     """Names without folders; a fake sandbox mounts nothing."""

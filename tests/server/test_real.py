@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runra.server.settings import ServerSettings
-from tests.hosting import WALL
+from tests.hosting import WALL, need_wall
 
 from .conftest import Running, sse, started
 
@@ -197,9 +197,25 @@ async def test_every_call_hears_that_its_sandbox_has_ended(real: Running) -> Non
     assert events[-1]["data"]["error"]["details"]["terminationReason"] == "user"
 
 
+async def test_memory_that_ran_out_behind_gvisor_is_told_as_that(settings: ServerSettings) -> None:
+    """All of it ends with what the kernel killed: no call hears an end that the program never had."""
+    need_wall("gvisor")
+    body = {"command": "python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'; echo went on: $?"}
+    async with started(replace(settings, ranges={"memoryMb": (64, 256)}), real=True) as run:
+        client = run.client
+        box = (await client.sandbox(isolation="gvisor", resources={"memoryMb": 128}))["id"]
+        async with client.open("POST", f"/sandboxes/{box}/execute", json=body, headers=STREAM) as response:
+            events = await sse(response)
+        assert events[-1]["data"]["error"]["code"] == "INVALID_STATE", events
+        assert events[-1]["data"]["error"]["details"]["terminationReason"] == "oom"
+        assert (await client.call("GET", f"/sandboxes/{box}")).json["terminationReason"] == "oom"
+        await _end(run)
+
+
 async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerSettings) -> None:
     headers = {"Idempotency-Key": "kept"}
-    body = {"command": "echo one; sleep 1.5; echo two; echo x >> count", "timeoutMs": 20_000}
+    command = "echo one; until test -e go; do sleep 0.05; done; echo two; echo x >> count"
+    body = {"command": command, "timeoutMs": 20_000}
     async with started(settings, real=True) as first:
         running, paused = await first.client.sandbox(), await first.client.sandbox()
         execute = f"/sandboxes/{running['id']}/execute"
@@ -210,6 +226,7 @@ async def test_a_restart_adopts_sandboxes_commands_and_retries(settings: ServerS
         client = second.client
         states = {it["id"]: it["state"] for it in (await client.call("GET", "/sandboxes")).json["data"]}
         assert states == {running["id"]: "running", paused["id"]: "paused"}
+        await client.call("PUT", f"/sandboxes/{running['id']}/files?path=go", data=b"")
         again = await client.call("POST", execute, json=body, headers=headers)
         assert again.json["stdout"] == "one\ntwo\n"
         assert (await client.run(running["id"], "wc -l < count"))["stdout"].strip() == "1"

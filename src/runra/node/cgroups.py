@@ -138,7 +138,8 @@ class Cgroup:
         """The files a process writes its pid to in order to enter."""
         return [folder / "cgroup.procs" for folder in self._folders]
 
-    def create(self, limits: Limits) -> None:
+    def create(self, limits: Limits, *, as_one: bool = False) -> None:
+        """`as_one`: when memory is gone, cgroups v2 kill all of it; v1 cannot, see `memory_notices`."""
         for folder in self._folders:
             folder.mkdir(exist_ok=True)
         quota = limits.cpu * _CPU_PERIOD_US
@@ -160,6 +161,8 @@ class Cgroup:
             swap = group / "memory.swap.max"
             if swap.exists():
                 swap.write_text("0")
+            if as_one:
+                (group / "memory.oom.group").write_text("1")
         if group := self._v1("pids") or self._v2("pids"):
             (group / "pids.max").write_text(str(limits.pids))
 
@@ -206,6 +209,21 @@ class Cgroup:
                 (group / "memory.force_empty").write_text("0")
             elif group := self._v2("memory"):
                 (group / "memory.reclaim").write_text((group / "memory.current").read_text())
+
+    def memory_notices(self) -> int | None:
+        """A descriptor (an eventfd, not blocking, the caller's to close) that becomes readable just before the kernel
+        kills for want of memory. None without a v1 controller: that of v2 needs nobody's help (`create`)."""
+        group = self._v1("memory")
+        if group is None:
+            return None
+        notices = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            with (group / "memory.oom_control").open() as control:
+                (group / "cgroup.event_control").write_text(f"{notices} {control.fileno()}")
+        except BaseException:
+            os.close(notices)
+            raise
+        return notices
 
     def oom_kills(self) -> int:
         """How often the kernel killed a process here because memory was gone."""

@@ -164,7 +164,8 @@ class Node:
                 )
                 sandbox.connect(self._network, adopted)
         except (RunraError, OSError) as error:
-            self.gone[record.id] = "error" if isinstance(error, RunraError) and error.status == 500 else "node_lost"
+            ours = isinstance(error, RunraError) and error.status == 500
+            self.gone[record.id] = "oom" if sandbox.memory_gone() else "error" if ours else "node_lost"
             log.warning("sandbox %s cannot be adopted: %s", record.id, error)
             await sandbox.abandon(self.gone[record.id])
             return
@@ -279,6 +280,7 @@ class Node:
             events=self.events,
             enforced=self.enforced,
             can_freeze=self._hierarchies.can_freeze,
+            one_memory=walls.one_memory(record.isolation),
             max_streams=self.settings.max_streams,
             on_change=self._changed,
             on_gone=self._gone,

@@ -23,6 +23,7 @@ from runra.node.agent.types import AgentLost, ProcessStatus
 from runra.node.cgroups import Cgroup
 from runra.node.freezer import continue_tree, stop_tree
 from runra.node.isolation.checkpoint import Checkpoints, Standing
+from runra.node.memory_end import MemoryEnd
 from runra.node.network.guest import Guest
 from runra.node.network.host import HostNetwork
 from runra.node.network.policy import NOTHING, policy_of
@@ -52,6 +53,7 @@ class Sandbox:
         events: EventLog,
         enforced: dict[str, bool],
         can_freeze: bool,
+        one_memory: bool,
         max_streams: int,
         on_change: Callable[[Sandbox], Awaitable[None]],
         on_gone: Callable[[Sandbox], None],
@@ -74,6 +76,7 @@ class Sandbox:
         self._linking = asyncio.Lock()
         self._process_one = ProcessOne(record.id, self._on_death)
         self._usage = Usage(cgroup, folder)
+        self._memory_end = MemoryEnd(cgroup, self._on_memory_gone) if one_memory else None
         self._timers = Timers(self)
         self._users = 0
         #: When the present stretch of running began, by the monotonic clock: the wall's may be set back.
@@ -121,6 +124,10 @@ class Sandbox:
         """How often the kernel killed one of its processes for want of memory."""
         return self._usage.oom_kills()
 
+    def memory_gone(self) -> bool:
+        """Whether its memory ran out and it must end for that: nothing it says is to be believed any more."""
+        return self._memory_end is not None and self.oom_kills() > 0
+
     async def metrics(self) -> dict[str, Any]:
         """cpuMs, memoryBytes, processes and diskBytes as far as this machine measures them, oomKills and ranMs."""
         limits = self.record.config.resources.model_dump(by_alias=True)
@@ -145,7 +152,7 @@ class Sandbox:
                 raise self._explain(lost) from lost
         finally:
             self._users -= 1
-            if self._link is not None and not self._link.closed:
+            if self._link is not None and not self._link.closed and not self.memory_gone():
                 # Its agent outlived them. When it did not, they may be what killed it.
                 self._ooms_known = self.oom_kills()
             self.touch()
@@ -212,6 +219,8 @@ class Sandbox:
         except ProcessLookupError:
             raise RunraError("INTERNAL_ERROR", f"process 1 of sandbox {self.id} died as it started") from None
         record.pid, record.pid_started = pid, process_start(pid)
+        if self._memory_end is not None:
+            self._memory_end.watch()
         link = await self._agent()
         if record.config.workdir != "/workspace":
             await link.files.mkdir(record.config.workdir, recursive=True)
@@ -227,6 +236,10 @@ class Sandbox:
         self._process_one.watch(record.pid)
         if process_start(record.pid) != record.pid_started:
             raise not_found(record.id)
+        if self.memory_gone():
+            raise RunraError("INVALID_STATE", "its memory ran out while no server was there")
+        if self._memory_end is not None:
+            self._memory_end.watch()
         if record.state == "paused":
             await self._freeze()  # the crash may have come between the decision and the deed
         else:
@@ -242,6 +255,10 @@ class Sandbox:
     def _on_death(self) -> None:
         if self.record.state != "terminated":
             self.background(self.terminate("oom" if self.oom_kills() > self._ooms_known else "error"))
+
+    def _on_memory_gone(self) -> None:
+        if self.record.state != "terminated":
+            self.background(self.terminate("oom"))
 
     # --- transitions ---
 
@@ -299,6 +316,8 @@ class Sandbox:
             record.ran_ms, record.state = runtime, "terminated"
             record.terminated_at, record.termination_reason = now_iso(), reason
             self._timers.disarm()
+            if self._memory_end is not None:
+                self._memory_end.close()
             if self._link is not None:
                 await self._link.close()
             await self._changed("sandbox.terminated", {"reason": reason, "totalRuntimeMs": runtime})
@@ -351,6 +370,8 @@ class Sandbox:
         """Let go of it without ending it: the server stops, the sandbox lives on."""
         self._timers.close()
         self._process_one.unwatch()
+        if self._memory_end is not None:
+            self._memory_end.close()
         if self._link is not None:
             await self._link.close()
         if self._tasks:  # a transition under way is finished first

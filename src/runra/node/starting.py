@@ -34,7 +34,8 @@ async def start(
         await disk.clone(record.root.start_from, folder, limits.disk_mb)
         record.inherited_bytes = max(0, record.root.start_bytes - await disk.used(folder))
     record.save(sandbox.record_path)
-    sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, isolation.host_processes(max_pids)))
+    processes = isolation.host_processes(max_pids)
+    sandbox.cgroup.create(Limits(limits.cpu, limits.memory_mb, processes), as_one=isolation.one_memory)
     async with placed(sandbox, isolation, network) as place:
         with _listen(sandbox.socket_path) as listen:
             box = Box(

@@ -8,7 +8,7 @@ from typing import Any, Final
 from runra.contract import ExecutionResult
 from runra.errors import RunraError
 from runra.events import EventLog, EventType
-from runra.node.agent.types import Exit, Output
+from runra.node.agent.types import AgentLost, Exit, Output
 from runra.server.follow import Ended, Listener
 from runra.server.measure import Measures
 from runra.server.nodeport import AgentProcess, Sandbox
@@ -76,6 +76,9 @@ class Tale:
             self._home.publish("exec.started", self._sandbox, {"command": self._command, "pid": self._pid})
 
     def end(self, exit: Exit) -> Ended:
+        """Raises AgentLost for an end that is not to be believed, because memory ran out and the sandbox ends."""
+        if self._sandbox.memory_gone():
+            raise AgentLost("the sandbox's memory ran out")
         if self._streamed is not None:
             self._streamed.end()  # before its end is told
         oom = self._home.was_oom(self._sandbox.id, self._pid)

@@ -49,6 +49,9 @@ class Isolation(Protocol):
     networked: bool
     #: Saves what runs behind it; None: it cannot.
     checkpoints: Checkpoints | None
+    #: Its memory is one: when the host's kernel killed a part of it for want of memory, all of it must end
+    #: (node/memory_end.py).
+    one_memory: bool
 
     def host_processes(self, inside: int) -> int:
         """How many processes and threads of the host's a sandbox may need that has at most `inside` of its own."""

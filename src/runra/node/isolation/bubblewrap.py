@@ -64,6 +64,7 @@ class Bubblewrap:
     keeps_writes = False
     networked = True
     checkpoints: Checkpoints | None = None
+    one_memory = False
 
     def __init__(self, launcher: Launcher, settings: NodeSettings) -> None:
         self._launcher = launcher

@@ -40,8 +40,12 @@ _IF_KNOWN: Final = (
     "--net-disconnect-ok",
 )
 #: With `ptrace`, a memory image inside has a traced thread outside for each thread of gVisor's kernel that ever ran it
-#: (measured: up to 11). gVisor ends when it cannot make one, so this is room, and the limit inside is the limit.
-_THREADS_PER_PROCESS: Final = 16
+#: (measured: up to 28). gVisor ends when it cannot make one, so this is room, and the limit inside is the limit.
+_TRACED_PER_PROCESS: Final = 32
+#: With `systrap` it has one, and at most one more for each processor of the machine (measured on two: 2 to 3 in all).
+_TRAPPED_PER_PROCESS: Final = 2
+#: The part of the host's process numbers one sandbox may take, whatever it has room for.
+_MOST_OF_HOST: Final = 4
 #: Threads of gVisor's kernel and file server, which grow with calls that block in the host's kernel.
 _OWN_THREADS: Final = 512
 #: Descriptors a process starts with, unless it may have fewer.
@@ -114,6 +118,7 @@ class Gvisor:
     name = "gvisor"
     keeps_writes = True
     networked = True
+    one_memory = True
 
     def __init__(self, launcher: Launcher, runsc: Runsc, settings: NodeSettings) -> None:
         self._launcher = launcher
@@ -125,7 +130,10 @@ class Gvisor:
         self.checkpoints = Checkpoints(launcher, self._tool()) if runsc.saves else None
 
     def host_processes(self, inside: int) -> int:
-        return _THREADS_PER_PROCESS * inside + _OWN_THREADS
+        traced = self._runsc.platform == "ptrace"
+        each = _TRACED_PER_PROCESS if traced else _TRAPPED_PER_PROCESS + len(os.sched_getaffinity(0))
+        numbers = int(Path("/proc/sys/kernel/pid_max").read_text())
+        return min(each * inside + _OWN_THREADS, numbers // _MOST_OF_HOST)
 
     def prepare(self, box: Box) -> None:
         self._stage.make_layers(box)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from typing import Final
 
 from runra.errors import RunraError
 from runra.node.isolation import Isolation
@@ -15,7 +16,13 @@ from runra.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-NAMES = ("bubblewrap", "gvisor")
+_KINDS: Final[Mapping[str, type[Bubblewrap] | type[Gvisor]]] = {"bubblewrap": Bubblewrap, "gvisor": Gvisor}
+NAMES = tuple(_KINDS)
+
+
+def one_memory(name: str) -> bool:
+    """`Isolation.one_memory` of the wall of that name, whether it is offered or not."""
+    return _KINDS[name].one_memory
 
 
 async def offered(launcher: Launcher, settings: NodeSettings) -> dict[str, Isolation]:

@@ -134,6 +134,7 @@ class Table:
     chain refuse {{
         {tell} "{REFUSED}"
         meta l4proto tcp reject with tcp reset
+        meta l4proto udp reject with icmpx type port-unreachable
         reject with icmpx type admin-prohibited
     }}
     chain arrive {{
