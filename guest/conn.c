@@ -208,8 +208,8 @@ static void on_join(struct watch *w, uint32_t events);
 static void part(void) {
     int fd = joining.fd; /* bound when the host asked, watched from now on */
     joining.fd = -1;
+    watch_close(&listener); /* before the host sees that we part: whoever is handed to us from then on is told */
     disconnect();
-    watch_close(&listener);
     c.parted = true;
     if (watch_open(&joining, fd, EPOLLIN, on_join) < 0) exit(1); /* nobody could ever come again */
 }
@@ -254,8 +254,9 @@ static bool dispatch(const uint8_t *at, const struct frame *f) {
     if (c.greeted) return request_handle(f, payload);
     bool resume = false;
     c.greeted = request_hello(f, payload, &resume);
+    if (resume && !c.parted) return false; /* nothing to go on with */
     if (f->type != F_HELLO || !greet()) return false;
-    if (!resume || !c.parted) end_session();
+    if (!resume) end_session();
     c.parted = false;
     return c.greeted;
 }

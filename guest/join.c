@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -45,8 +46,13 @@ int join_receive(int from) {
     socklen_t size = sizeof kind;
     if (recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) <= 0) return -1;
     struct cmsghdr *item = CMSG_FIRSTHDR(&message);
-    if (!item || item->cmsg_type != SCM_RIGHTS || item->cmsg_len != CMSG_LEN(sizeof fd)) return -1;
+    if (!item || item->cmsg_type != SCM_RIGHTS || item->cmsg_len < CMSG_LEN(sizeof fd)) return -1;
     memcpy(&fd, CMSG_DATA(item), sizeof fd);
+    for (size_t at = CMSG_LEN(sizeof fd); at + sizeof fd <= item->cmsg_len; at += sizeof fd) { /* room for two, aligned */
+        int more;
+        memcpy(&more, (uint8_t *)item + at, sizeof more);
+        close(more);
+    }
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_STREAM &&
         fcntl(fd, F_SETFL, O_NONBLOCK) == 0)
         return fd;

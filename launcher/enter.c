@@ -21,7 +21,8 @@ void enter_and_exec(int process, int folder, char **argv) {
     pid_t tool = fork();
     if (tool < 0) fail("fork", argv[0]);
     if (tool == 0) {
-        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || fchdir(folder) < 0)
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+            (folder < 0 ? chdir("/") : fchdir(folder)) < 0)
             fail("prepare", argv[0]);
         close_range(3, ~0U, 0);
         char *environment[] = {"PATH=/usr/bin:/bin", NULL};

@@ -24,7 +24,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count);
 _Noreturn void keep_and_exec(const struct overlay *overlays, int count, char **argv, char **join, bool apart, int userns,
                              bool networked);
 
-/* enter.c: run ARGV in the namespaces of another process, as their root, in a folder of ours; descriptors of both. */
+/* enter.c: run ARGV in the namespaces of another process, as their root, in a folder of ours (-1: in theirs); descriptors of both. */
 _Noreturn void enter_and_exec(int process, int folder, char **argv);
 
 /* network.c: move what a network namespace holds into a new one that the user namespace owns, and stay in that. */

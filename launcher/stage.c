@@ -13,7 +13,7 @@
  *                            what brings the agent a socket when it has none: from the start, with
  *   apart                    as the agent of a wall that comes back from a file
  *   enter                    run ARGV in the namespaces of the process that is the last attached descriptor, in the
- *                            folder that is the one before
+ *                            folder that is the one before, the fourth, if there is one
  *   overlay TARGET OPTIONS   with keep: mount an overlay at TARGET below STAGE/root
  *
  * Attached descriptors become 0, 1, 2, 3… (that of `netns` is left out); with `ids` the user namespace follows as the
@@ -245,7 +245,7 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         } else if (strcmp(word[0], "apart") == 0) {
             apart = true;
             word += 1;
-        } else if (strcmp(word[0], "enter") == 0 && fd_count > 4) {
+        } else if (strcmp(word[0], "enter") == 0 && fd_count > 3) {
             enter = true;
             word += 1;
         } else if (strcmp(word[0], "overlay") == 0 && word[1] && word[2] && overlay_count < MOUNTS_MAX) {
@@ -278,7 +278,10 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
         if (setgroups(0, NULL) < 0 || setresgid(base, base, base) < 0 || setresuid(base, base, base) < 0)
             fail("become", "sandbox uid");
     }
-    if (enter) enter_and_exec(fd_count - 1, fd_count - 2, argv);
+    if (enter) {
+        write_file("/proc/self/oom_score_adj", "200");
+        enter_and_exec(fd_count - 1, fd_count > 4 ? fd_count - 2 : -1, argv);
+    }
     char **join = keep ? after_dashes(argv) : NULL;
     if (keep) keep_and_exec(overlays, overlay_count, argv, join, apart, fd_count, netns >= 0);
     char *environment[] = {"PATH=/usr/bin:/bin", NULL};

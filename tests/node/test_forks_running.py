@@ -233,6 +233,92 @@ async def test_no_room_to_save_is_told_before_anything_stands_still(
     assert len(await fork(host, source)) == 1
 
 
+async def test_a_sandbox_without_memory_left_is_not_touched(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = await host.create(resources={"memoryMb": 256})
+    eater = (
+        "x = __import__('os').urandom(120 << 20); print('full', flush=True); __import__('time').sleep(60)"
+    )
+    async with source.use() as agent:
+        process, _ = await started(agent, eater, b"full")
+        monkeypatch.setattr("runra.node.isolation.checkpoint._MIN_MEMORY_MB", 128)
+        with pytest.raises(RunraError) as refused:
+            await fork(host, source)
+        assert refused.value.code == "RESOURCE_EXHAUSTED"
+        assert refused.value.details["reason"] == "out_of_memory"
+        await agent.signal(process.pid, 9)
+        await process.wait()
+    await until(lambda: (source.cgroup.free_memory() or 0) >> 20 > 128)
+    assert len(await fork(host, source)) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "for good"])
+async def test_a_source_that_does_not_go_on_is_helped_or_ended(
+    host: Host, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    source = await host.create()
+    original, failures = Checkpoints.go_on, iter(range(times))
+
+    async def failing(self: Checkpoints, box: Any) -> None:
+        if next(failures, None) is None:
+            await original(self, box)
+        else:
+            raise RunraError("INTERNAL_ERROR", "runsc was not done within 20 s")
+
+    monkeypatch.setattr(Checkpoints, "go_on", failing)
+    with pytest.raises(RunraError):
+        await fork(host, source)
+    if times == 1:
+        assert (await host.run(source, "echo fine"))[0] == "fine\n"
+        assert not source.record.apart
+    else:
+        await until(lambda: source.record.state == "terminated", 60)
+        assert source.record.termination_reason == "error"
+    await host.node.settled()
+    assert not list((host.node.settings.sandboxes_dir / ".snapshots").glob("*"))
+
+
+async def test_a_server_that_stops_finishes_the_saving_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    host = await start_host(data, isolation=need_saving_wall())
+    source = await host.create()
+    saving, original = asyncio.Event(), Checkpoints._save
+
+    async def slow(self: Checkpoints, box: Any, into: Path) -> None:
+        saving.set()
+        await asyncio.sleep(1)
+        await original(self, box, into)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_save", slow)
+        forking = asyncio.create_task(fork(host, source))
+        await asyncio.wait_for(saving.wait(), 20)
+        forking.cancel()
+        await asyncio.gather(host.node.close(), forking, return_exceptions=True)
+    again = await start_host(data, isolation="gvisor")
+    try:
+        assert set(again.node.sandboxes) == {source.id}
+        assert (await again.run(again.node.sandboxes[source.id], "echo fine"))[0] == "fine\n"
+    finally:
+        await stop_host(again)
+    await until(lambda: again.left() == NOTHING, 20)
+
+
+async def test_a_server_that_offers_the_wall_no_more_keeps_its_sandboxes(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    host = await start_host(data, isolation=need_wall("gvisor"))
+    source = await host.create()
+    await host.node.close()
+    again = await start_host(data, allowed_isolation=frozenset({"bubblewrap"}))
+    try:
+        assert (await again.run(again.node.sandboxes[source.id], "echo fine"))[0] == "fine\n"
+        with pytest.raises(RunraError) as refused:
+            await fork(again, again.node.sandboxes[source.id])
+        assert refused.value.code == "INVALID_CONFIG"
+    finally:
+        await stop_host(again)
+    await until(lambda: again.left() == NOTHING, 20)
+
+
 @pytest.mark.parametrize("step", ["before", "saving", "starting"])
 async def test_a_cancelled_fork_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     source = await host.create()

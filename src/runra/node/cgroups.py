@@ -233,6 +233,16 @@ class Cgroup:
             return _field(group / "memory.events", "oom_kill")
         return 0
 
+    def free_memory(self) -> int | None:
+        """Bytes of memory it may still take, what can be reclaimed of its page cache included; None: not measured."""
+        if group := self._v1("memory"):
+            most, used = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes")
+            return most - used + _field(group / "memory.stat", "total_inactive_file")
+        if (group := self._v2("memory")) and (most_text := (group / "memory.max").read_text().strip()) != "max":
+            used = _number(group / "memory.current")
+            return int(most_text) - used + _field(group / "memory.stat", "inactive_file")
+        return None
+
     def usage(self) -> dict[str, Any]:
         """`cpuMs` since the start, `memoryBytes` now, `processes` now; what cannot be measured is left out."""
         found: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from runra.node.id_ranges import IdRanges
 from runra.node.images import Resolver
 from runra.node.images.store import Images
 from runra.node.isolation import Isolation, walls
+from runra.node.isolation.checkpoint import allowance
 from runra.node.launcher import Launcher
 from runra.node.network.host import HostNetwork
 from runra.node.networking import check_egress, open_network
@@ -157,7 +158,8 @@ class Node:
                 raise RunraError("INVALID_STATE", "the fork it belongs to was not finished when its server ended")
             if record.network_index is not None and self._network is None:
                 raise RunraError("INTERNAL_ERROR", f"its network cannot be enforced: {self._no_network}")
-            await sandbox.adopt(self._isolations[record.isolation].checkpoints)
+            wall = self._isolations.get(record.isolation)  # None: offered no more
+            await sandbox.adopt(wall.checkpoints if wall is not None else None)
             if record.network_index is not None and self._network is not None:
                 adopted = self._network.adopt(
                     record.id, record.organization_id, record.network_index, record.config.network
@@ -206,7 +208,7 @@ class Node:
         try:
             async with (
                 self._roots.resolved(sandbox, resolve) as record.root,
-                asyncio.timeout(self.settings.start_timeout),
+                asyncio.timeout(self.settings.start_timeout + _restoring(record)),
                 self._starts,
                 sandbox.starting(),
             ):
@@ -303,3 +305,8 @@ class Node:
         self._cleanup.begin(self._cleanup.discard(sandbox.id, sandbox.cgroup))
         if self._network is not None and sandbox.guest is not None:
             self._cleanup.begin(quietly(self._network.release(sandbox.guest)))
+
+
+def _restoring(record: Record) -> float:
+    """Seconds more that a start may take which brings memory back."""
+    return 0.0 if record.root.memory is None else allowance(record.config.resources.memory_mb)

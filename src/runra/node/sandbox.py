@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from runra.contract import Network, SandboxConfig, SandboxInfo, SandboxPatch, TerminationReason
 from runra.errors import RunraError, not_found
@@ -34,6 +35,10 @@ from runra.node.timers import Timers
 from runra.node.usage import Usage
 
 log = logging.getLogger(__name__)
+
+
+#: Seconds until an agent greets that has to be brought a socket first, by a program of its wall's.
+_JOIN_TIMEOUT: Final = 20.0
 
 
 def _now_ms() -> int:
@@ -196,9 +201,14 @@ class Sandbox:
             return self._link
         async with self._linking:
             if self._link is None or self._link.closed:
-                self._link = await AgentLink.connect(self.socket_path)
-                self._link.max_streams = self._max_streams
+                self._link = await self._connect()
             return self._link
+
+    async def _connect(self) -> AgentLink:
+        joins = self.record.apart or self.record.root.memory is not None  # the first connection brings a socket
+        link = await AgentLink.connect(self.socket_path, timeout=_JOIN_TIMEOUT if joins else 5.0)
+        link.max_streams = self._max_streams
+        return link
 
     # --- start and adoption ---
 
@@ -247,9 +257,9 @@ class Sandbox:
             self._thaw()
             if record.apart and checkpoints is not None:
                 with contextlib.suppress(RunraError):  # it may run on already: then it answers
-                    await checkpoints.go_on(self._standing())
-                record.apart = False
+                    await checkpoints.go_on(self._standing(self._process_one.fd))
             await self._agent()
+            record.apart = False
             self._timers.arm()
 
     def _on_death(self) -> None:
@@ -372,12 +382,14 @@ class Sandbox:
         self._process_one.unwatch()
         if self._memory_end is not None:
             self._memory_end.close()
-        if self._link is not None:
-            await self._link.close()
-        if self._tasks:  # a transition under way is finished first
+        if self._tasks:  # a transition or a save under way is finished first; what is cut short, the next server mends
             _, late = await asyncio.wait(self._tasks, timeout=KILL_TIMEOUT)
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=KILL_TIMEOUT)
+        if self._link is not None:
+            await self._link.close()
         self._process_one.close()
 
     async def abandon(self, reason: TerminationReason) -> None:
@@ -402,33 +414,64 @@ class Sandbox:
                     self._thaw()
 
     @asynccontextmanager
-    async def apart(self) -> AsyncIterator[Standing]:
+    async def apart(self, checkpoints: Checkpoints) -> AsyncIterator[Standing]:
         """Its agent holds nothing of the host's as long as this is entered, so that what runs in it can be saved, and
-        no transition begins. What is under way with the agent waits, and goes on afterwards.
+        no transition begins. What is under way with the agent waits, and goes on afterwards. Enter it in a task that is
+        not cancelled.
 
         Raises INVALID_STATE unless it is running, or where something inside is in the way.
         """
+        task = asyncio.current_task()
+        assert task is not None
         async with self._turn:
             self._require_running()
             link = await self._agent()
-            async with self._linking:
-                self.record.apart = True
-                self.record.save(self.record_path)
-                try:
+            process = os.dup(self._process_one.fd)
+            self._tasks.add(task)
+            back = True
+            try:
+                async with self._linking:
+                    self._note_apart(True)
                     await link.part()
+                    back = False
                     try:
-                        yield self._standing()
+                        yield self._standing(process)
                     finally:
-                        await link.resume(self.socket_path)
-                finally:
-                    self.record.apart = False
-                    self.record.save(self.record_path)
+                        try:
+                            await link.resume(self.socket_path)
+                            back = True
+                        except AgentLost:
+                            back = await self._brought_back(checkpoints)
+                            raise
+            except AgentLost as lost:
+                raise self._explain(lost) from lost
+            finally:
+                os.close(process)
+                self._tasks.discard(task)
+                if back:
+                    self._note_apart(False)
+                elif self.record.state == "running":
+                    self.background(self.terminate("error"))
 
-    def _standing(self) -> Standing:
+    def _note_apart(self, apart: bool) -> None:
+        self.record.apart = apart
+        if self.record.state != "terminated":
+            self.record.save(self.record_path)
+
+    async def _brought_back(self, checkpoints: Checkpoints) -> bool:
+        """Its agent did not come back after it was saved: have it run on if it still stands."""
+        with contextlib.suppress(RunraError):
+            await checkpoints.go_on(self._standing(self._process_one.fd))
+        with contextlib.suppress(RunraError):
+            self._link = await self._connect()
+            return True
+        return False
+
+    def _standing(self, process: int) -> Standing:
         record = self.record
         assert record.first_id is not None  # walls that save are offered to root only
         memory_mb = record.config.resources.memory_mb
-        return Standing(self.id, self.folder, self._process_one.fd, self.cgroup, record.first_id, memory_mb)
+        return Standing(self.id, self.folder, process, self.cgroup, record.first_id, memory_mb)
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:

@@ -96,7 +96,8 @@ class Snapshots:
 
     async def _copy_running(self, sandbox: Sandbox, target: Path, memory: Path) -> int:
         """The same, and what runs in it at that moment into the folder `memory`."""
-        checkpoints = self._isolations[sandbox.record.isolation].checkpoints
+        wall = self._isolations.get(sandbox.record.isolation)  # None: offered no more since the server's last start
+        checkpoints = wall.checkpoints if wall is not None else None
         if checkpoints is None:
             raise RunraError(
                 "INVALID_CONFIG",
@@ -104,7 +105,12 @@ class Snapshots:
                 "takes isolation gvisor and a runsc of July 2024 or later (Debian 13's). Fork without processes",
                 details={"field": "processes"},
             )
-        async with sandbox.apart() as standing, checkpoints.saved(standing, self._disk, memory), sandbox.frozen():
+        checkpoints.check(sandbox.folder.parent, sandbox.cgroup, sandbox.config.resources.memory_mb)
+        async with (
+            sandbox.apart(checkpoints) as standing,
+            checkpoints.saved(standing, self._disk, memory),
+            sandbox.frozen(),
+        ):
             await self._disk.clone(sandbox.folder, target, None)
             size = sandbox.record.inherited_bytes + await self._disk.used(sandbox.folder)
         await to_its_end(asyncio.to_thread(_settle, target, sandbox.record))

@@ -210,6 +210,9 @@ class AgentLink:
                 held, self._held = self._held, None
                 self.send(bytes(held))
             raise
+        except TimeoutError:
+            self._lost("the agent did not part in time")
+            raise AgentLost(self._why) from None
         except BaseException:
             self._lost("it was given up while it parted")
             raise
@@ -223,6 +226,10 @@ class AgentLink:
         except BaseException:
             self._lost("the agent did not come back after it had been saved")
             raise
+        if self.closed:  # in the meantime
+            if wire.transport is not None:
+                wire.transport.abort()
+            raise AgentLost(self._why)
         held, self._held = self._held or b"", None
         self._parted.clear()
         self._use(wire, bytes(held))
@@ -415,7 +422,8 @@ class AgentLink:
             raise ProtocolError(f"a frame for stream {frame.stream}, which is not open")
 
     def _hung_up(self, why: str) -> None:
-        if self._held is not None and self._parting is not None and self._parting.done():
+        parting = self._parting
+        if self._held is not None and parting is not None and parting.done() and parting.exception() is None:
             self._parted.set()
         else:
             self._lost(why)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,11 +22,14 @@ from runra.node.launcher import Launcher
 
 #: The wall's configuration, kept beside the checkpoint: what comes back must be told the same as what was saved.
 CONFIG: Final = "config.json"
-#: Seconds the wall may take to stop or continue, and to write down a gigabyte.
+#: Seconds the wall may take for each of its steps, and the more for a gigabyte of memory.
 _STOP_TIMEOUT: Final = 20.0
-_SAVE_TIMEOUT: Final = 30.0
+_SECONDS_PER_GB: Final = 30.0
 #: MB that are free on the disk when a checkpoint has been written.
 _MIN_FREE_MB: Final = 512
+#: MB of a sandbox's memory that its wall's tools need.
+_MIN_MEMORY_MB: Final = 64
+_MOST_CONFIG: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +52,43 @@ class Checkpoints:
         self._launcher = launcher
         self._tool = tool
 
+    def check(self, disk: Path, cgroup: Cgroup, memory_mb: int) -> None:
+        """Raise RESOURCE_EXHAUSTED where a sandbox cannot be saved for want of room, before anything is done to it."""
+        about = os.statvfs(disk)
+        free = about.f_bavail * about.f_frsize >> 20
+        if free < 2 * memory_mb + _MIN_FREE_MB:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"this server's disk for sandboxes has {free} MB left, too little for a sandbox of {memory_mb} MB of "
+                "memory to be saved; delete snapshots or volumes, or terminate sandboxes",
+                details={"freeMb": free},
+            )
+        left = cgroup.free_memory()
+        if left is not None and left >> 20 < _MIN_MEMORY_MB:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"the sandbox has {left >> 20} MB of memory left, and its wall needs {_MIN_MEMORY_MB} MB to save it",
+                details={"reason": "out_of_memory", "freeMb": left >> 20},
+            )
+
     @asynccontextmanager
     async def saved(self, box: Standing, disk: Disk, into: Path) -> AsyncIterator[None]:
         """Write down what runs in a sandbox, into a folder this makes. It stands still as long as this is entered, and
         what its files should hold is in them.
 
         Nothing inside may hold anything of the host's. Raises INVALID_STATE for what cannot be saved,
-        RESOURCE_EXHAUSTED when the disk has no room; then it goes on as before, too.
+        RESOURCE_EXHAUSTED when it is too large; then it goes on as before, too.
         """
-        _require_room(into.parent, box.memory_mb)
-        # Memory, and as much again for what the wall writes about it: a wall that is not itself any more fills no disk.
+        config = _read_config(box.folder)
+        # Memory, and as much again for what the wall writes about it: with a quota, no wall that is not itself any more
+        # fills the disk.
         disk.make(into, 2 * box.memory_mb)
-        shutil.copyfile(box.folder / "bundle" / CONFIG, into / CONFIG)
         os.chown(into, box.first_id, box.first_id)
-        await self._run(box, into, _STOP_TIMEOUT, "pause")
         try:
+            await self._run(box, into, _STOP_TIMEOUT, "pause")
             await self._save(box, into)
             _settle(into)
+            (into / CONFIG).write_bytes(config)
             yield
         finally:
             await self.go_on(box)
@@ -74,38 +96,50 @@ class Checkpoints:
     async def _save(self, box: Standing, into: Path) -> None:
         words = ("checkpoint", "--leave-running", "--compression=none", "--image-path=.")
         try:
-            await self._run(box, into, _SAVE_TIMEOUT * (1 + box.memory_mb / 1024), *words)
+            await self._run(box, into, _STOP_TIMEOUT + allowance(box.memory_mb), *words)
         except RunraError as error:
+            if "failed: " not in error.message or "enter namespaces" in error.message:
+                raise  # it took too long, or its sandbox is gone
             raise _refused(box.id, error.message) from error
 
     async def go_on(self, box: Standing) -> None:
         """Let it run on. Raises INTERNAL_ERROR when it does not stand still."""
-        await self._run(box, Path("/"), _STOP_TIMEOUT, "resume")
+        await self._run(box, None, _STOP_TIMEOUT, "resume")
 
-    async def _run(self, box: Standing, at: Path, timeout: float, *words: str) -> None:
+    async def _run(self, box: Standing, at: Path | None, timeout: float, *words: str) -> None:
         joined = [word for path in box.cgroup.join_files for word in ("cgroup", str(path))]
-        folder = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        argv = [*self._tool, *words, box.id]
+        folder = -1 if at is None else os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            argv = [*self._tool, *words, box.id]
-            await self._launcher.finish([*joined, "enter"], argv, [folder, box.process], timeout=timeout)
+            fds = [box.process] if at is None else [folder, box.process]
+            await self._launcher.finish([*joined, "enter"], argv, fds, timeout=timeout)
         finally:
-            os.close(folder)
+            if folder >= 0:
+                os.close(folder)
 
 
-def _require_room(disk: Path, mb: int) -> None:
-    about = os.statvfs(disk)
-    free = about.f_bavail * about.f_frsize >> 20
-    if free < 2 * mb + _MIN_FREE_MB:
-        raise RunraError(
-            "RESOURCE_EXHAUSTED",
-            f"this server's disk for sandboxes has {free} MB left, too little for a sandbox of {mb} MB of memory to be "
-            "saved; delete snapshots or volumes, or terminate sandboxes",
-            details={"freeMb": free},
-        )
+def allowance(memory_mb: int) -> float:
+    """Seconds more that saving a sandbox may take, or bringing it back, for the memory it may have."""
+    return _SECONDS_PER_GB * memory_mb / 1024
+
+
+def _read_config(box: Path) -> bytes:
+    """The wall's configuration, in a folder that whoever took over the wall may have changed: no link is followed."""
+    folder = os.open(box / "bundle", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = os.open(CONFIG, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    with os.fdopen(fd, "rb") as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_CONFIG:
+            raise RunraError("INTERNAL_ERROR", "the wall's configuration is not what it was")
+        return file.read(_MOST_CONFIG)
 
 
 def _settle(folder: Path) -> None:
     """What was written belongs to the host from now on; whoever comes back from it, under ids of its own, may read."""
+    os.chown(folder, 0, 0)  # first: from here on no name in it changes
     for entry in os.scandir(folder):
         fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -115,7 +149,6 @@ def _settle(folder: Path) -> None:
             os.fchmod(fd, 0o444)
         finally:
             os.close(fd)
-    os.chown(folder, 0, 0)
     folder.chmod(0o755)
 
 

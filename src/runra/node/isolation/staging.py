@@ -18,6 +18,7 @@ from typing import Final
 
 from runra.errors import RunraError
 from runra.node.isolation import Box
+from runra.node.isolation.checkpoint import allowance
 from runra.node.launcher import Launcher
 from runra.node.settings import IDS_PER_SANDBOX
 from runra.node.waiting import read_all
@@ -119,7 +120,8 @@ async def spawn(launcher: Launcher, box: Box, words: Sequence[str], more: Sequen
             await launcher.spawn([*joined, *words], fds)
         os.close(info_theirs)
         info_theirs = -1
-        report = await read_all(info, START_TIMEOUT)
+        longer = 0.0 if box.root.memory is None else allowance(box.memory_mb)
+        report = await read_all(info, START_TIMEOUT + longer)
         if report:
             pid = json.loads(report)["child-pid"]
             assert isinstance(pid, int)
