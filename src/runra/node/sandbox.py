@@ -206,7 +206,8 @@ class Sandbox:
 
     async def _connect(self) -> AgentLink:
         joins = self.record.apart or self.record.root.memory is not None  # the first connection brings a socket
-        link = await AgentLink.connect(self.socket_path, timeout=_JOIN_TIMEOUT if joins else 5.0)
+        path = self.socket_path
+        link = await (AgentLink.connect(path, timeout=_JOIN_TIMEOUT) if joins else AgentLink.connect(path))
         link.max_streams = self._max_streams
         return link
 
