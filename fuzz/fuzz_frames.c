@@ -26,9 +26,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (request_parse(payload, size, &r) == 0) {
         uint8_t *room = malloc(size ? size : 1);
         struct fields out = {.at = room, .room = size};
-        for (int tag = T_VERSION; tag <= T_PORT; tag++)
+        for (int tag = T_VERSION; tag <= T_LAST_NUMBER; tag++)
             if (request_has(&r, (enum field)tag)) put_number(&out, (enum field)tag, r.number[tag]);
-        for (int tag = T_COMMAND; tag <= T_GROUP; tag++)
+        for (int tag = T_COMMAND; tag <= T_LAST_TEXT; tag++)
             if (request_text(&r, (enum field)tag)) put_text(&out, (enum field)tag, request_text(&r, (enum field)tag));
         for (size_t i = 0; i < r.argc; i++) put_text(&out, T_ARG, r.argv[i]);
         for (size_t i = 0; i < r.envc; i++) put_text(&out, T_ENV, r.env[i]);

@@ -31,6 +31,7 @@ def asks() -> list[bytes]:
         pack(Ask.FILE, 3, pack_fields(work)),
         pack(Ask.ATTACH, 4, pack_fields([(Field.PID, 5), (Field.OFFSET, 1 << 40)])),
         pack(Ask.PART, 6),
+        pack(Ask.HELLO, 0, pack_fields([(Field.VERSION, 1), (Field.RESUME, 1)])),
         pack(Ask.CONNECT, 5, pack_fields([(Field.PORT, 8000), (Field.WINDOW, 1 << 19)])),
         pack_credit(1, 4096),
         pack(Ask.DETACH, 1),

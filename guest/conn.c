@@ -243,6 +243,7 @@ static bool greet(void) {
     struct fields out = {.at = room + FRAME_HEADER, .room = sizeof room - FRAME_HEADER};
     put_number(&out, T_VERSION, PROTOCOL_VERSION);
     put_number(&out, T_PID, (uint64_t)getpid());
+    put_number(&out, T_RESUME, 1); /* it knows PART; those of before it do not say so */
     frame_encode(room, (uint32_t)out.used, A_HELLO, 0, 0);
     size_t whole = FRAME_HEADER + out.used;
     return send(c.watch.fd, room, whole, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)whole;

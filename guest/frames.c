@@ -61,11 +61,11 @@ int request_parse(const uint8_t *p, size_t length, struct request *r) {
         p += 5;
         length -= 5;
         if (size > length) return EPROTO;
-        if (tag >= T_VERSION && tag <= T_RESUME) {
+        if (tag >= T_VERSION && tag <= T_LAST_NUMBER) {
             if (size != 8 || ((r->seen >> tag) & 1u)) return EPROTO;
             r->seen |= 1u << tag;
             r->number[tag] = (uint64_t)get32(p) | (uint64_t)get32(p + 4) << 32;
-        } else if (tag >= T_COMMAND && tag <= T_GROUP) {
+        } else if (tag >= T_COMMAND && tag <= T_LAST_TEXT) {
             /* exactly one NUL, at the end: then the payload itself serves as C strings */
             if (!size || memchr(p, 0, size) != p + size - 1) return EPROTO;
             const char *text = (const char *)p;

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runra.errors import RunraError
+from runra.node.agent.frames import VERSION, Ask, Field, Tell, pack, pack_fields
 from runra.node.agent.link import AgentLink
 from runra.node.agent.types import ExecSpec
 
@@ -164,3 +165,23 @@ async def test_a_link_whose_agent_dies_apart_is_lost(handed: Handed) -> None:
     with pytest.raises(RunraError):
         await asking
     await until(lambda: link.closed)
+
+
+async def test_an_agent_of_before_is_told_apart_and_nothing_is_asked_of_it(home: Path) -> None:
+    asked = bytearray()
+
+    async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(pack(Tell.HELLO, 0, pack_fields([(Field.VERSION, VERSION), (Field.PID, 1)])))
+        while data := await reader.read(4096):
+            asked.extend(data)
+        writer.close()
+
+    async with await asyncio.start_unix_server(older, home / "older.sock"):
+        link = await AgentLink.connect(home / "older.sock")
+        with pytest.raises(RunraError) as refused:
+            await link.part()
+        assert (refused.value.code, refused.value.details["reason"]) == ("INVALID_STATE", "too_old")
+        assert not link.apart
+        assert not link.closed
+        await link.close()
+    assert asked == pack(Ask.HELLO, 0, pack_fields([(Field.VERSION, VERSION)]))

@@ -235,9 +235,7 @@ async def test_no_room_to_save_is_told_before_anything_stands_still(
 
 async def test_a_sandbox_without_memory_left_is_not_touched(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     source = await host.create(resources={"memoryMb": 256})
-    eater = (
-        "x = __import__('os').urandom(120 << 20); print('full', flush=True); __import__('time').sleep(60)"
-    )
+    eater = "x = __import__('os').urandom(120 << 20); print('full', flush=True); __import__('time').sleep(60)"
     async with source.use() as agent:
         process, _ = await started(agent, eater, b"full")
         monkeypatch.setattr("runra.node.isolation.checkpoint._MIN_MEMORY_MB", 128)
@@ -265,7 +263,7 @@ async def test_a_source_that_does_not_go_on_is_helped_or_ended(
             raise RunraError("INTERNAL_ERROR", "runsc was not done within 20 s")
 
     monkeypatch.setattr(Checkpoints, "go_on", failing)
-    with pytest.raises(RunraError):
+    with pytest.raises(RunraError, match="not done within 20 s"):
         await fork(host, source)
     if times == 1:
         assert (await host.run(source, "echo fine"))[0] == "fine\n"
@@ -366,12 +364,20 @@ async def main():
     await node.start()
     sandbox = await node.create(new_id("sb"), SandboxConfig(image="host"), "org_a")
     async with sandbox.use() as agent:
+        fill = "import time; full = bytearray(b'x' * (200 << 20)); print(1, flush=True); time.sleep(60)"
+        filling = await agent.exec(ExecSpec(argv=("python3", "-c", fill)))
+        await anext(filling.output())
         process = await agent.exec(ExecSpec(command="for i in $(seq 1000); do echo $i; sleep 0.02; done"))
         await anext(process.output())
     print(json.dumps([sandbox.id, process.pid]), flush=True)
     original = Checkpoints._save
     async def last(self, box, into):
-        if sys.argv[2] == "saved":
+        if sys.argv[2] == "saving":
+            task = asyncio.create_task(original(self, box, into))
+            while sum(file.stat().st_size for file in into.iterdir()) < 10 << 20:
+                await asyncio.sleep(0.001)
+            assert not task.done()
+        elif sys.argv[2] == "saved":
             await original(self, box, into)
         os.kill(os.getpid(), signal.SIGKILL)
     Checkpoints._save = last
@@ -381,7 +387,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("moment", ["paused", "saved"])
+@pytest.mark.parametrize("moment", ["paused", "saving", "saved"])
 async def test_a_server_that_dies_while_it_saves_leaves_a_sandbox_that_goes_on(tmp_path: Path, moment: str) -> None:
     data = tmp_path / "data"
     need_saving_wall()

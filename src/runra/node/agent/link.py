@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from runra.errors import RunraError
 from runra.node.agent.channel import WINDOW, Channel, unpack_exit
@@ -17,9 +16,7 @@ from runra.node.agent.frames import (
     HEADER,
     MAX_REQUEST,
     MAX_STRINGS,
-    VERSION,
     Ask,
-    Decoder,
     Field,
     Frame,
     ProtocolError,
@@ -31,11 +28,10 @@ from runra.node.agent.frames import (
 from runra.node.agent.process import AgentProcess
 from runra.node.agent.tunnel import EARLY, Tunnel, TunnelChannel
 from runra.node.agent.types import AgentLost, ExecSpec, ProcessStatus
+from runra.node.agent.wire import Wire, greeted
 
 #: Seconds the agent has to answer a request.
 REPLY_TIMEOUT: Final = 10.0
-#: Longest path a Unix socket address holds, its NUL included.
-_SUN_PATH: Final = 108
 #: Bytes of one answer's frames: a thousand processes take a quarter of it.
 _MOST_ANSWER: Final = 4 << 20
 _MOST_LEAVING: Final = 65536
@@ -83,58 +79,6 @@ class _Call:
             self.done.exception()
 
 
-class _Wire(asyncio.BufferedProtocol):
-    """Reads straight into the decoder's buffer, and hands whole frames to the link."""
-
-    def __init__(self) -> None:
-        self.decoder = Decoder()
-        self.greeting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self.on_frame: Callable[[Frame], None] | None = None
-        #: What came with the greeting: an agent that goes on where it parted has more to say at once.
-        self.early: list[Frame] = []
-        self.on_lost: Callable[[str], None] | None = None
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of it.
-        transport = cast(asyncio.Transport, transport)
-        self.transport = transport
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.decoder.writable()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            frames = self.decoder.written(nbytes)
-            on_frame = self.on_frame
-            if on_frame is None:
-                on_frame = self._greet
-            for frame in frames:
-                on_frame(frame)
-        except ProtocolError as error:
-            self._fail(f"the agent broke the protocol: {error}")
-
-    def _greet(self, frame: Frame) -> None:
-        if self.greeting.done():
-            self.early.append(frame)  # no more than the streams' windows hold
-        elif frame.type != Tell.HELLO:
-            raise ProtocolError("no greeting first")
-        else:
-            self.greeting.set_result(frame)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"the connection to the sandbox's agent ended{f': {error}' if error else ''}")
-
-    def _fail(self, why: str) -> None:
-        if not self.greeting.done():
-            self.greeting.set_exception(AgentLost(why))
-            self.greeting.exception()
-        if self.transport is not None:
-            self.transport.abort()
-        if self.on_lost is not None:
-            self.on_lost(why)
-
-
 class AgentLink:
     """A connection to the agent. Several streams run over it at once; none can block another.
 
@@ -142,7 +86,7 @@ class AgentLink:
     live on, and a new link can attach to them.
     """
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: Wire) -> None:
         #: What is to be sent once the agent is back; None while it is there.
         self._held: bytearray | None = None
         self._parting: asyncio.Future[list[bytes]] | None = None
@@ -159,9 +103,9 @@ class AgentLink:
         self._why = ""
         self._use(wire)
 
-    def _use(self, wire: _Wire, first: bytes = b"") -> None:
+    def _use(self, wire: Wire, first: bytes = b"") -> None:
         assert wire.transport is not None
-        self._transport = wire.transport
+        self._transport, self._parts = wire.transport, wire.parts
         wire.on_frame, wire.on_lost = self._frame, self._hung_up
         # no pausing of reads or writes: what may be in flight is bounded by credit, both ways
         self._transport.set_write_buffer_limits(high=64 << 20)
@@ -179,7 +123,7 @@ class AgentLink:
 
         The newest connection is the agent's only one: an older link is closed by this.
         """
-        return cls(await _greeted(Path(path), timeout))
+        return cls(await greeted(Path(path), timeout))
 
     # --- parting, for an agent whose processes are saved ---
 
@@ -192,9 +136,16 @@ class AgentLink:
         """Have the agent let go of this connection and of whatever it gets others from. Everything goes on where it
         was with `resume`; what is asked until then waits. When this raises, the link is lost or stands as before.
 
-        Raises INVALID_STATE where something inside is in the way.
+        Raises INVALID_STATE where something inside is in the way, or where the agent is too old for it.
         """
         self.check()
+        if not self._parts:
+            raise RunraError(
+                "INVALID_STATE",
+                "an earlier version of Runra started this sandbox, and what runs in it cannot be saved; fork it "
+                "without processes, or create it anew",
+                details={"reason": "too_old"},
+            )
         call = _Call(self, self._new_stream(), {})
         self._streams[call.stream] = call
         self.send(pack(Ask.PART, call.stream))
@@ -222,7 +173,7 @@ class AgentLink:
         if self.closed:
             raise AgentLost(self._why)
         try:
-            wire = await _greeted(Path(path), timeout, resume=True)
+            wire = await greeted(Path(path), timeout, resume=True)
         except BaseException:
             self._lost("the agent did not come back after it had been saved")
             raise
@@ -439,44 +390,6 @@ class AgentLink:
         for stream in list(self._streams.values()):
             stream.fail(AgentLost(why))
         self._gone.set()
-
-
-async def _greeted(path: Path, timeout: float, *, resume: bool = False) -> _Wire:
-    """A connection that both have greeted on; AgentLost when that does not come about within `timeout` seconds."""
-    fields: list[tuple[Field, int | str | bytes]] = [(Field.VERSION, VERSION)]
-    if resume:
-        fields.append((Field.RESUME, 1))
-    try:
-        async with asyncio.timeout(timeout):
-            wire = await _dial(path)
-            try:
-                assert wire.transport is not None
-                wire.transport.write(pack(Ask.HELLO, 0, pack_fields(fields)))
-                version = unpack_fields((await wire.greeting).payload).number(Field.VERSION)
-                if version != VERSION:
-                    raise AgentLost(f"the agent speaks version {version}, not {VERSION}; make the sandbox anew")
-                return wire
-            except BaseException:
-                if wire.transport is not None:
-                    wire.transport.abort()
-                raise
-    except TimeoutError:
-        raise AgentLost(f"the agent did not answer within {timeout:g} s") from None
-    except (OSError, ProtocolError) as error:
-        raise AgentLost(f"cannot reach the agent: {error}") from error
-
-
-async def _dial(path: Path) -> _Wire:
-    loop = asyncio.get_running_loop()
-    if len(os.fsencode(path)) < _SUN_PATH:
-        _, wire = await loop.create_unix_connection(_Wire, str(path))
-        return wire
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _, wire = await loop.create_unix_connection(_Wire, f"/proc/self/fd/{folder}/{path.name}")
-        return wire
-    finally:
-        os.close(folder)
 
 
 def _exec_payload(spec: ExecSpec) -> bytes:

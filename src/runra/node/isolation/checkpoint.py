@@ -6,6 +6,7 @@ own processes (launcher/enter.c): none of them is the host's root.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -90,8 +91,11 @@ class Checkpoints:
             _settle(into)
             (into / CONFIG).write_bytes(config)
             yield
-        finally:
-            await self.go_on(box)
+        except BaseException:
+            with contextlib.suppress(RunraError):  # what went wrong first is what is told
+                await self.go_on(box)
+            raise
+        await self.go_on(box)
 
     async def _save(self, box: Standing, into: Path) -> None:
         words = ("checkpoint", "--leave-running", "--compression=none", "--image-path=.")
