@@ -13,6 +13,9 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MINUTES ?= 10
 
+# Tests start hundreds of servers and command lines: what one of them compiled, the others need not.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test attacks gvisor fuzz soak images phoenix local-model lint native generate bench clean agents
 .DEFAULT_GOAL := help
 

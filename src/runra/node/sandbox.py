@@ -438,12 +438,9 @@ class Sandbox:
                     try:
                         yield self._standing(process)
                     finally:
-                        try:
-                            await link.resume(self.socket_path)
-                            back = True
-                        except AgentLost:
-                            back = await self._brought_back(checkpoints)
-                            raise
+                        back, lost = await self._rejoin(link, checkpoints)
+                    if lost is not None:
+                        raise lost
             except AgentLost as lost:
                 raise self._explain(lost) from lost
             finally:
@@ -459,14 +456,19 @@ class Sandbox:
         if self.record.state != "terminated":
             self.record.save(self.record_path)
 
-    async def _brought_back(self, checkpoints: Checkpoints) -> bool:
-        """Its agent did not come back after it was saved: have it run on if it still stands."""
-        with contextlib.suppress(RunraError):
-            await checkpoints.go_on(self._standing(self._process_one.fd))
-        with contextlib.suppress(RunraError):
-            self._link = await self._connect()
-            return True
-        return False
+    async def _rejoin(self, link: AgentLink, checkpoints: Checkpoints) -> tuple[bool, AgentLost | None]:
+        """After it was saved: whether its agent is back, and how the link was lost if it was. Then it is made to run on
+        if it still stands, and reached anew."""
+        try:
+            await link.resume(self.socket_path)
+            return True, None
+        except AgentLost as lost:
+            with contextlib.suppress(RunraError):
+                await checkpoints.go_on(self._standing(self._process_one.fd))
+            with contextlib.suppress(RunraError):
+                self._link = await self._connect()
+                return True, lost
+            return False, lost
 
     def _standing(self, process: int) -> Standing:
         record = self.record

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+#: A table that no packet ever meets: whether rules can be made here.
+_TRIAL: Final = "runra_trial"
 #: Bits of one server's range: 4,096 addresses.
 _PREFIX: Final = 20
 #: The first address is the gateway's; the last is left alone.
@@ -67,7 +69,8 @@ def obstacle() -> str | None:
     except RunraError as error:
         return error.message
     try:
-        nft.run("list tables")
+        # made and gone in one transaction; what shows tables would read every rule there is
+        nft.run(f"add table inet {_TRIAL}; delete table inet {_TRIAL}")
         os.close(namespaces.fresh())
     except (RunraError, OSError) as error:
         return f"no network namespaces or rules can be made here ({error}); a container needs CAP_SYS_ADMIN for it"
