@@ -192,3 +192,22 @@ async def test_a_full_disk_is_the_sandboxs_own(host: Host) -> None:
     output, _ = await host.run(bomber, "head -c 50M /dev/zero > /tmp/more; stat -c %s /tmp/more || echo 0")
     assert int(output.split()[-1]) < 50 << 20, "/tmp lies on the same disk"
     assert (await host.run(neighbour, "head -c 20M /dev/zero > /workspace/fine && echo fine"))[0] == "fine\n"
+
+
+async def test_nothing_takes_the_place_of_the_hosts_programs_inside(host: Host) -> None:
+    """The host runs the agent in there with a capability that nobody inside has."""
+    sandbox = await host.create(**SMALL)
+    tries = (
+        "mv /run/runra /run/x",
+        "mv /run/runra/agent /run/y",
+        "rm /run/runra/agent",
+        "ln -f /bin/true /run/runra/agent",
+        "cp /bin/true /run/runra/agent",
+        "umount -l /run/runra/agent",
+        "mount -t tmpfs none /run/runra",
+    )
+    for each in tries:
+        said = (await host.run(sandbox, f"({each}) 2>/dev/null && echo done; ls /run/runra"))[0].split()
+        assert "agent" in said, each
+        assert "done" not in said, each
+    assert (await host.run(sandbox, "touch /run/runra/mine 2>/dev/null && echo done", user="user"))[0] == ""

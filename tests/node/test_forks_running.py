@@ -8,11 +8,13 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runra.contract import VolumeCreate
 from runra.errors import RunraError
 from runra.ids import new_id
 from runra.node import Sandbox
@@ -299,6 +301,59 @@ async def test_a_server_that_stops_finishes_the_saving_first(tmp_path: Path, mon
     finally:
         await stop_host(again)
     await until(lambda: again.left() == NOTHING, 20)
+
+
+async def test_a_copy_is_behind_the_wall_of_its_source(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    host = await start_host(data, isolation=need_saving_wall())
+    source = await host.create()
+    await host.node.close()
+    again = await start_host(data, isolation="bubblewrap")  # the default of another day
+    try:
+        (copy,) = await fork(again, again.node.sandboxes[source.id])
+        assert copy.info().isolation == "gvisor"
+    finally:
+        await stop_host(again)
+
+
+async def test_a_paused_source_is_resumed_where_it_may_be(host: Host) -> None:
+    source = await host.create(autoResume=True)
+    await source.pause()
+    await host.node.snapshot(source.id, new_id("snap"), None)
+    assert source.info().state == "running"
+    await source.pause()
+    assert len(await fork(host, source)) == 1
+    assert source.info().state == "running"
+
+
+async def test_what_cannot_come_to_anything_is_told_before_it_stands_still(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.node.volumes.make(new_id("vol"), "org_test", VolumeCreate(name="data", size_mb=32))
+    source = await host.create(volumes=[{"name": "data", "path": "/data"}])
+    monkeypatch.setattr(AgentLink, "part", None)  # nothing may be asked of it
+    with pytest.raises(RunraError, match="one writer"):
+        await fork(host, source)
+    other = await host.create()
+    monkeypatch.setattr(host.node, "settings", replace(host.node.settings, max_sandboxes=2))
+    with pytest.raises(RunraError, match="may hold 2"):
+        await fork(host, other)
+
+
+async def test_going_on_waits_for_a_save_that_a_dead_server_left(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = await host.create(resources={"memoryMb": 2048})
+    given: list[float] = []
+
+    async def noted(self: Checkpoints, box: Any, at: Any, timeout: float, *words: str) -> None:
+        given.append(timeout)
+
+    monkeypatch.setattr(Checkpoints, "_run", noted)
+    checkpoints = host.node._isolations["gvisor"].checkpoints
+    assert checkpoints is not None
+    async with checkpoints.saved(source._standing(0), host.node._disk, host.node.settings.sandboxes_dir / "seed_0"):
+        pass
+    pausing, saving, resuming = given
+    assert pausing < saving <= resuming
 
 
 async def test_a_server_that_offers_the_wall_no_more_keeps_its_sandboxes(tmp_path: Path) -> None:

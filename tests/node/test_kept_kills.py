@@ -31,8 +31,9 @@ async def main():
         await p.wait()
     old_snapshot, old_volume = new_id("snap"), new_id("vol")
     await node.snapshot(source.id, old_snapshot, "old")
+    child = await node.create(new_id("sb"), SandboxConfig(image="snapshot:old"), "org_test")
     await node.volumes.make(old_volume, "org_test", VolumeCreate(name="old"))
-    print(json.dumps([source.id, node._launcher._pid]), flush=True)
+    print(json.dumps([source.id, child.id, node._launcher._pid]), flush=True)
     set_trap()
     if act == "snapshot":
         await node.snapshot(source.id, new_id("snap"), "new")
@@ -63,13 +64,14 @@ STEPS = [
 async def test_the_server_dies(tmp_path: Path, step: str) -> None:
     data, act = tmp_path / "data", step.split()[-1]
     try:
-        (source,) = await dead_server(SERVER, data, step)
+        source, child = await dead_server(SERVER, data, step)
     finally:
         host = await start_host(data)
     try:
         await host.node.settled()
-        assert set(host.node.sandboxes) == {source}, "of a fork that was not finished there is nothing"
-        assert (await host.run(host.node.sandboxes[source], "cat /workspace/f"))[0] == "kept\n"
+        assert set(host.node.sandboxes) == {source, child}, "of a fork that was not finished there is nothing"
+        for sandbox in host.node.sandboxes.values():
+            assert (await host.run(sandbox, "cat /workspace/f"))[0] == "kept\n"
         for reference in ("old", "new"):
             await whole_or_gone(host, act, reference)
         for shelf, ids in ((".snapshots", host.node.snapshots.ids), (".volumes", host.node.volumes.ids)):

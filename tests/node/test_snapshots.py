@@ -15,7 +15,8 @@ from runra.errors import RunraError
 from runra.ids import new_id
 from runra.node import Sandbox
 from runra.node.disk import PlainDisk
-from tests.hosting import NOTHING, Host, both_walls, bubblewrap_only, need_wall, start_host, stop_host, until
+from runra.node.isolation.staging import Stage
+from tests.hosting import NOTHING, Host, both_walls, bubblewrap_only, hosted, need_wall, start_host, stop_host, until
 
 #: Files of every kind, changes to those of the image, and what hides some of them.
 CHANGES = """
@@ -245,7 +246,7 @@ async def test_forks_are_all_or_none(host: Host) -> None:
     forks = await host.node.fork(source.id, [new_id("sb") for _ in range(4)])
     for fork in forks:
         assert (await output(host, fork, "cat /workspace/f; echo $A; pgrep sleep | wc -l")) == "x\nb\n0\n"
-        assert fork.config == source.config
+        assert fork.config == source.config.model_copy(update={"isolation": source.record.isolation})
     assert await output(host, source, "pgrep -c sleep") == "1\n"
     object.__setattr__(host.node.settings, "max_sandboxes", 7)
     before = set(host.node.sandboxes)
@@ -337,6 +338,23 @@ async def test_without_a_file_system_that_shares(tmp_path: Path) -> None:
     finally:
         await stop_host(host)
     await until(lambda: host.left() == NOTHING)
+
+
+async def test_hard_links_where_ids_are_not_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of several names, as a whiteout is one, changes its owner once."""
+    can = Stage._can_idmap
+
+    async def not_of_sandboxes(self: Stage, source: Path, first_id: int, key: Path | None = None) -> bool:
+        return key != host.node.settings.sandboxes_dir and await can(self, source, first_id, key=key)
+
+    monkeypatch.setattr(Stage, "_can_idmap", not_of_sandboxes)
+    async with hosted(tmp_path / "data", disk="none", allow_unenforced=frozenset({"disk"})) as host:
+        source = await host.create()
+        await output(host, source, "cd /workspace; echo x > a; ln a b; chown 7:8 a; chmod 4755 a; rm /etc/issue /etc/host.conf")
+        await snapshot(host, source, "base")
+        for copy in (await host.create(image="snapshot:base"), *(await host.node.fork(source.id, [new_id("sb")]))):
+            text = await output(host, copy, "cd /workspace; stat -c '%n %u %g %a %h' a b; ls /etc/issue /etc/host.conf 2>&1 | wc -l")
+            assert text == "a 7 8 4755 2\nb 7 8 4755 2\n2\n"
 
 
 async def test_a_copy_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:

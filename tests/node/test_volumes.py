@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from runra.ids import new_id
 from tests.hosting import NOTHING, Host, both_walls, need_wall, start_host, stop_host, until
 
 ORGANIZATION = "org_test"
+find = shutil.which
 
 
 async def volume(host: Host, name: str = "data", **wanted: Any) -> str:
@@ -235,3 +240,85 @@ async def test_one_volume_by_name_and_id_is_still_one(host: Host) -> None:
     made = await volume(host)
     with pytest.raises(RunraError, match="given twice"):
         await host.create(volumes=[{"name": "data", "path": "/a"}, {"name": made, "path": "/b", "readOnly": True}])
+
+
+#: What btrfs does for whoever may write to a folder of it, tried from inside. What is said: errno, 0 where it worked.
+IOCTLS = """
+import fcntl, os, struct
+def ask(request, argument, path="/data"):
+    fd = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    try:
+        fcntl.ioctl(fd, request, argument)
+        return 0
+    except OSError as error:
+        return error.errno
+    finally:
+        os.close(fd)
+nested = bytearray(struct.pack("=q4088s", 0, b"nested"))
+print(ask(0x5000940E, nested), ask(0x50009401, nested), ask(0x4008941A, struct.pack("=Q", 2)), ask(0xC0109428, bytes(16)))
+open("/data/a", "w").write("shared" * 10000)
+source = os.open("/data/a", os.O_RDONLY)
+open("/data/b", "w").close()
+print(ask(0x40049409, source, "/data/b"), open("/data/b").read() == open("/data/a").read())
+"""
+
+
+async def test_a_sandbox_tells_the_disk_nothing_but_files(host: Host) -> None:
+    """A subvolume in a volume would have no quota, and a volume made read-only could not be deleted."""
+    made = await volume(host)
+    sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
+    assert await output(host, sandbox, f"python3 -c '{IOCTLS}'") == "25 25 25 25\n0 True\n"
+    assert await output(host, sandbox, "ls /data; touch /data/c && echo fine") == "a\nb\nfine\n"
+    await sandbox.terminate()
+    host.node.volumes.delete(made)
+    await host.node.settled()
+    assert not list((host.node.settings.sandboxes_dir / ".trash").iterdir())
+
+
+async def test_a_folder_that_cannot_be_moved_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    host = await start_host(tmp_path / "data")
+    made = await volume(host)
+    folder = host.node.volumes.folder(made)
+
+    def read_only(flag: int) -> None:
+        fd = os.open(folder, os.O_RDONLY)
+        fcntl.ioctl(fd, 0x4008941A, struct.pack("=Q", flag))  # BTRFS_IOC_SUBVOL_SETFLAGS
+        os.close(fd)
+
+    read_only(2)
+    host.node.volumes.delete(made)
+    await host.node.close()
+    host = await start_host(tmp_path / "data")
+    read_only(0)
+    await host.node.close()
+    host = await start_host(tmp_path / "data")
+    await host.node.settled()
+    assert not folder.exists()
+    await stop_host(host)
+
+
+async def test_a_start_without_its_disk_image_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes and snapshots lie in it: a server that went on without would call them gone, and hide them for good."""
+    data, plain = tmp_path / "data", {"disk": "none", "allow_unenforced": frozenset({"disk"})}
+    host = await start_host(data)
+    await volume(host)
+    sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
+    await output(host, sandbox, "echo kept > /data/f")
+    await stop_host(host)
+    host = await start_host(data, **plain)  # an operator's own wish; it leaves folders of the server's
+    await stop_host(host)
+    monkeypatch.setattr(shutil, "which", lambda name, **more: None if name == "mkfs.btrfs" else find(name, **more))
+    host = await start_host(data)
+    sandbox = await host.create(volumes=[{"name": "data", "path": "/data"}])
+    assert await output(host, sandbox, "cat /data/f") == "kept\n"
+    await stop_host(host)
+    other = data / "sandboxes" / "sb_0000000000000000"
+    other.mkdir()
+    with pytest.raises(RunraError, match="without the disk image"):
+        await start_host(data)
+    other.rmdir()
+    image = data / "disk.img"
+    image.rename(data / "moved")
+    image.write_bytes(b"no file system")
+    with pytest.raises(RunraError, match="does not mount"):
+        await start_host(data)

@@ -582,6 +582,12 @@ class Sandbox:
     async def metrics(self) -> dict[str, Any]:
         return {"cpuMs": 1, "memoryBytes": 2, "diskBytes": 3, "processes": len(self.link.cores)}
 
+    #: MB it began with, and MB of disk a copy of it would begin with.
+    inherited_mb = held_mb = 0
+
+    async def copy_mb(self) -> int:
+        return self.held_mb
+
     def oom_kills(self) -> int:
         return self.ooms
 
@@ -615,6 +621,9 @@ class Volumes:
 class Snapshots:
     def __init__(self) -> None:
         self.ids: set[str] = set()
+
+    def size_mb(self, image: str, organization_id: str) -> int:
+        return 0
 
     def delete(self, snapshot_id: str) -> None:
         self.ids.discard(snapshot_id)

@@ -7,7 +7,7 @@ from typing import Any
 
 from runra.server.settings import ServerSettings
 
-from .conftest import Answer, Client, started
+from .conftest import Answer, Client, Running, started
 
 RESOURCES = {"cpu": 2, "memoryMb": 4096, "diskMb": 10240}
 
@@ -110,6 +110,27 @@ async def test_disk_counts_what_is_kept(settings: ServerSettings) -> None:
 
 def user_of(client: Client, user: Client) -> Client:
     return client.with_key(user.key)
+
+
+async def test_what_copies_begin_with_counts(run: Running) -> None:
+    """Else a sandbox could fill its disk, be forked and deleted, and so on without an end."""
+    organization, user = await tenant(run.client)
+    await allow(run.client, organization, diskMb=3 * 1024 + 100)
+    source = await user.sandbox(resources={"diskMb": 1024})
+    run.node.sandboxes[source["id"]].held_mb = 600
+    fork = f"/sandboxes/{source['id']}/fork"
+    assert quota(await user.call("POST", fork, json={"count": 2}))[2] == "diskMb"
+    made = (await user.call("POST", fork, json={"count": 1})).json["data"][0]
+    run.node.sandboxes[made["id"]].inherited_mb = 600
+    await user.call("DELETE", f"/sandboxes/{source['id']}")
+    refused = await user.call("POST", "/sandboxes", json={"image": "host", "resources": {"diskMb": 2048}})
+    assert refused.error["details"] == {
+        "quota": "diskMb",
+        "limit": 3172,
+        "used": 1624,
+        "asked": 2048,
+        "retryAfter": refused.error["details"]["retryAfter"],
+    }
 
 
 async def test_setting_them(client: Client) -> None:

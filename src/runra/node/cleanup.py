@@ -39,8 +39,14 @@ class CleanUp:
             self.begin(self.delete(folder))
 
     def throw_away(self, folder: Path) -> None:
-        """Move a folder to the trash, and delete it in the background."""
-        self.begin(self.delete(self._aside(folder)))
+        """Move a folder to the trash, and delete it in the background. One that cannot be moved stays for the next
+        start: nobody's start or delete may hang on it."""
+        try:
+            aside = self._aside(folder)
+        except OSError as error:
+            log.error("%s stays for the next start: %s", folder, error)
+        else:
+            self.begin(self.delete(aside))
 
     async def discard(self, name: str, cgroup: Cgroup) -> None:
         """Remove all that is left of a sandbox that has ended: its groups, its folder, its record and socket."""

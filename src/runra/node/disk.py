@@ -187,8 +187,11 @@ async def open_disk(root: Path, mode: DiskMode, launcher: Launcher, min_free_mb:
     if mode == "none" or os.geteuid() != 0:
         return PlainDisk(launcher, min_free_mb)
     image = root.with_name("disk.img")
-    if not _is_btrfs(root) and not await _mount_image(root, image, launcher):
-        return PlainDisk(launcher, min_free_mb)
+    if not _is_btrfs(root):
+        if image.exists():
+            await _mount_again(root, image, launcher)
+        elif not await _make_image(root, image, launcher):
+            return PlainDisk(launcher, min_free_mb)
     if not _enable_quota(root):
         if os.path.ismount(root):
             await launcher.run("umount", str(root))
@@ -208,26 +211,50 @@ def promised_mb(root: Path) -> int:
     return max(0, about.st_size - about.st_blocks * 512) >> 20
 
 
-async def _mount_image(root: Path, image: Path, launcher: Launcher) -> bool:
-    """Mount a btrfs over a sparse file at `root`. False where this machine lacks a part of that."""
-    if any(root.iterdir()) or shutil.which("mkfs.btrfs") is None:
+async def _make_image(root: Path, image: Path, launcher: Launcher) -> bool:
+    """Mount a fresh btrfs over a sparse file at `root`. False where this machine lacks a part of that."""
+    if any(_held(root)) or shutil.which("mkfs.btrfs") is None:
         return False
-    if not image.exists():
-        free = os.statvfs(root).f_bavail * os.statvfs(root).f_frsize
-        fresh = image.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.truncate(max(int(free * _SHARE), _SMALLEST_IMAGE))
-        try:
-            await launcher.run("mkfs.btrfs", "-q", "-m", "single", str(fresh))
-        except RunraError:
-            fresh.unlink()
-            return False
-        fresh.rename(image)
+    free = os.statvfs(root).f_bavail * os.statvfs(root).f_frsize
+    fresh = image.with_suffix(".new")
+    with fresh.open("wb") as file:
+        file.truncate(max(int(free * _SHARE), _SMALLEST_IMAGE))
     try:
-        await launcher.run("mount", "-o", "loop,noatime,nosuid,nodev,discard=async", str(image), str(root))
+        await launcher.run("mkfs.btrfs", "-q", "-m", "single", str(fresh))
+        fresh.rename(image)
+        await _mount(image, root, launcher)
     except RunraError:
+        fresh.unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
         return False
     return True
+
+
+async def _mount_again(root: Path, image: Path, launcher: Launcher) -> None:
+    """Mount the image of an earlier start. It holds volumes and snapshots, and a start without it would call them gone:
+    INVALID_CONFIG says what is in the way."""
+    for entry in _held(root):
+        raise RunraError(
+            "INVALID_CONFIG",
+            f"{entry} is of a server that ran without the disk image {image}: move what is in that folder elsewhere, "
+            "or the image if nothing in it is wanted",
+        )
+    try:
+        await _mount(image, root, launcher)
+    except RunraError as error:
+        raise RunraError(
+            "INVALID_CONFIG",
+            f"the disk image {image}, with all volumes and snapshots, does not mount: {error.message}",
+        ) from error
+
+
+def _held(root: Path) -> Iterator[Path]:
+    """What lies in a home of sandboxes, empty folders of the server's own apart."""
+    return (entry for entry in root.iterdir() if entry.name[0] != "." or any(entry.iterdir()))
+
+
+async def _mount(image: Path, root: Path, launcher: Launcher) -> None:
+    await launcher.run("mount", "-o", "loop,noatime,nosuid,nodev,discard=async", str(image), str(root))
 
 
 def _is_btrfs(folder: Path) -> bool:

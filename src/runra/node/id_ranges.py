@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
@@ -58,3 +60,19 @@ class IdRanges:
             yield first
         finally:
             self.release(first)
+
+
+def shift_owners(top: Path, by: int) -> None:
+    """Move the owners of a tree, `top` included, by so many ids. Its owner may be hostile: no link is followed, and a
+    file of several names is moved once."""
+    seen: set[tuple[int, int]] = set()
+    for path, folders, files, fd in os.fwalk(top, follow_symlinks=False):
+        for name in (*(["."] if Path(path) == top else []), *folders, *files):
+            about = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if about.st_nlink > 1 and not stat.S_ISDIR(about.st_mode):
+                if (about.st_dev, about.st_ino) in seen:
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+            os.chown(name, about.st_uid + by, about.st_gid + by, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISLNK(about.st_mode):
+                os.chmod(name, stat.S_IMODE(about.st_mode), dir_fd=fd)  # chown took set-id bits away

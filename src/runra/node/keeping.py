@@ -15,7 +15,7 @@ from runra.node.isolation import Isolation
 from runra.node.sandbox import Sandbox
 from runra.node.settings import NodeSettings
 from runra.node.shelf import Shelf
-from runra.node.snapshots import SnapshotRecord, Snapshots
+from runra.node.snapshots import SEED, SnapshotRecord, Snapshots
 from runra.node.volumes import VolumeRecord, Volumes
 
 #: `Node.create`.
@@ -35,7 +35,8 @@ def take_up(
     volumes = Shelf("volume", VolumeRecord, settings.volumes_dir, home / ".volumes", throw_away)
     snapshots = Shelf("snapshot", SnapshotRecord, settings.snapshots_dir, home / ".snapshots", throw_away)
     volumes.load()
-    unfinished = snapshots.load()
+    rubbish = snapshots.load()
+    unfinished = {folder for folder in rubbish if folder.name.startswith(f"{SEED}_")}
     mounted = Volumes(volumes, disk, lambda: ((one.id, one.record.volumes) for one in sandboxes()))
     return mounted, Snapshots(snapshots, disk, isolations), unfinished
 
@@ -43,15 +44,17 @@ def take_up(
 async def fork(
     source: Sandbox, ids: Sequence[str], snapshots: Snapshots, create: Create, *, processes: bool
 ) -> list[Sandbox]:
-    """Make copies of a sandbox, one for each id, with its files of this moment, and its processes if asked for. All of
-    them or none."""
+    """Make copies of a sandbox, one for each id, behind the same wall, with its files of this moment, and its processes
+    if asked for. All of them or none."""
+    # What was the default at its create may be another today.
+    config = source.config.model_copy(update={"isolation": source.record.isolation})
     async with snapshots.seed(source, processes=processes) as root:
 
         @asynccontextmanager
         async def resolve(name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
             yield root
 
-        work = (create(one, source.config, source.organization_id, resolve) for one in ids)
+        work = (create(one, config, source.organization_id, resolve) for one in ids)
         made = [asyncio.create_task(each, name="fork") for each in work]
         try:
             return await asyncio.gather(*made)

@@ -186,12 +186,7 @@ class Node:
         nothing half made stays. `resolve` gives the root in the image's place.
         """
         isolation = self._check(config)
-        if len(self.sandboxes) >= self.settings.max_sandboxes:
-            raise RunraError(
-                "RESOURCE_EXHAUSTED",
-                f"this server holds {len(self.sandboxes)} sandboxes, its most; terminate some or try later",
-                details={"maxSandboxes": self.settings.max_sandboxes},
-            )
+        self._check_room(1)
         record = Record(
             id=sandbox_id,
             organization_id=organization_id,
@@ -205,10 +200,11 @@ class Node:
         sandbox = self._sandbox(record)
         self.sandboxes[sandbox_id] = sandbox
         self.events.publish("sandbox.created", sandbox_id, {"image": config.image}, organization_id=organization_id)
+        patience = self.settings.start_timeout
         try:
             async with (
                 self._roots.resolved(sandbox, resolve) as record.root,
-                asyncio.timeout(self.settings.start_timeout + _restoring(record)),
+                asyncio.timeout(patience := patience + _restoring(record)),
                 self._starts,
                 sandbox.starting(),
             ):
@@ -221,7 +217,7 @@ class Node:
             if isinstance(error, TimeoutError):
                 raise RunraError(
                     "RESOURCE_EXHAUSTED",
-                    f"the sandbox did not start within {self.settings.start_timeout:.0f} s; try again",
+                    f"the sandbox did not start within {patience:.0f} s; try again",
                 ) from None
             raise
         return sandbox
@@ -241,13 +237,26 @@ class Node:
         INVALID_STATE unless the source is running or paused (with processes, running), or where what it runs cannot be
         saved; INVALID_CONFIG where its wall cannot do that.
         """
-        return await keeping.fork(self._live(sandbox_id), ids, self.snapshots, self.create, processes=processes)
+        source = self._live(sandbox_id)
+        # Before the source stands still, and its connections end: what can be known now to come to nothing.
+        self._check_room(len(ids))
+        self.volumes.claim(source.config, source.organization_id)
+        return await keeping.fork(source, ids, self.snapshots, self.create, processes=processes)
 
     def _live(self, sandbox_id: str) -> Sandbox:
         try:
             return self.sandboxes[sandbox_id]
         except KeyError:
             raise not_found(sandbox_id) from None
+
+    def _check_room(self, more: int) -> None:
+        if len(self.sandboxes) + more > self.settings.max_sandboxes:
+            raise RunraError(
+                "RESOURCE_EXHAUSTED",
+                f"this server holds {len(self.sandboxes)} sandboxes and may hold {self.settings.max_sandboxes}; "
+                "terminate some or try later",
+                details={"maxSandboxes": self.settings.max_sandboxes},
+            )
 
     def _check(self, config: SandboxConfig) -> Isolation:
         refuse_unheld(self.enforced, self.settings.allow_unenforced)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds until an agent greets that has to be brought a socket first, by a program of its wall's.
 _JOIN_TIMEOUT: Final = 20.0
+_MB: Final = 1 << 20
 
 
 def _now_ms() -> int:
@@ -138,6 +140,15 @@ class Sandbox:
         limits = self.record.config.resources.model_dump(by_alias=True)
         return {"ranMs": self.ran_ms(), **await self._usage.read(), "limits": limits}
 
+    @property
+    def inherited_mb(self) -> int:
+        """MB it began with as a copy, which its own limit of disk leaves out."""
+        return math.ceil(self.record.root.start_bytes / _MB)
+
+    async def copy_mb(self) -> int:
+        """MB that a copy of it begins with, as of some seconds ago at most."""
+        return math.ceil(await self._usage.disk_bytes() / _MB)
+
     # --- the agent ---
 
     @asynccontextmanager
@@ -148,8 +159,7 @@ class Sandbox:
         """
         self._users += 1
         try:
-            if self.record.state == "paused" and self.record.config.auto_resume:
-                await self.resume()
+            await self.wake()
             self._require_running()
             try:
                 yield await self._agent()
@@ -161,6 +171,11 @@ class Sandbox:
                 # Its agent outlived them. When it did not, they may be what killed it.
                 self._ooms_known = self.oom_kills()
             self.touch()
+
+    async def wake(self) -> None:
+        """Resume it if it is paused and was created with `autoResume`."""
+        if self.record.state == "paused" and self.record.config.auto_resume:
+            await self.resume()
 
     def touch(self) -> None:
         """A moment of activity: the idle time starts again."""

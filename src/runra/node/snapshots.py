@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from runra.events import now_iso
 from runra.ids import new_id
 from runra.node.agent.types import ExecSpec
 from runra.node.disk import LAYERS, Disk
+from runra.node.id_ranges import shift_owners
 from runra.node.images import RootFilesystem
 from runra.node.isolation import Isolation
 from runra.node.isolation.staging import AGENT
@@ -35,6 +35,10 @@ from runra.node.waiting import to_its_end
 
 #: How long a wall that keeps writes to itself may take to write them out, in ms.
 _SYNC_MS: Final = 60_000
+
+
+#: What forks are made from: never on record, and unfinished when a server finds it at its start.
+SEED: Final = "seed"
 
 
 class SnapshotRecord(Kept):
@@ -105,6 +109,7 @@ class Snapshots:
                 "takes isolation gvisor and a runsc of July 2024 or later (Debian 13's). Fork without processes",
                 details={"field": "processes"},
             )
+        await sandbox.wake()
         checkpoints.check(sandbox.folder.parent, sandbox.cgroup, sandbox.config.resources.memory_mb)
         async with (
             sandbox.apart(checkpoints) as standing,
@@ -119,7 +124,7 @@ class Snapshots:
     @asynccontextmanager
     async def seed(self, sandbox: Sandbox, *, processes: bool = False) -> AsyncIterator[RootFilesystem]:
         """A copy for as long as it is entered, for forks. Not on record: a crash leaves rubbish, no snapshot."""
-        passing, running = new_id("snap"), new_id("snap")
+        passing, running = new_id(SEED), new_id(SEED)
         folder, memory = self._shelf.place(passing), self._shelf.place(running)
         self._passing[passing] = sandbox.record.root
         try:
@@ -152,6 +157,16 @@ class Snapshots:
             if record.id not in self._shelf:  # deleted meanwhile
                 self._finish(record.id)
 
+    def size_mb(self, image: str, organization_id: str) -> int:
+        """MB that a sandbox of this image begins with: what the snapshot holds; 0 where it is none."""
+        if not image.startswith(SNAPSHOT_IMAGE):
+            return 0
+        try:
+            found = self._shelf.find(organization_id, image.removeprefix(SNAPSHOT_IMAGE))
+        except RunraError:  # the create will say so
+            return 0
+        return -(-found.size_bytes >> 20)
+
     def info(self, snapshot_id: str) -> SnapshotInfo:
         return SnapshotInfo.model_validate(self._shelf.get(snapshot_id).model_dump(exclude={"root"}))
 
@@ -183,6 +198,7 @@ async def write_out(sandbox: Sandbox, isolation: Isolation) -> None:
     """
     if not isolation.keeps_writes:
         return
+    await sandbox.wake()
     if sandbox.record.state == "paused":
         raise RunraError(
             "INVALID_STATE",
@@ -212,9 +228,4 @@ def _unshift(layer: Path, first_id: int | None) -> None:
     """Where the disk has no id-mapped mounts, a sandbox's layers belong to its ids outside: give them back."""
     if first_id is None or layer.stat().st_uid < first_id:
         return
-    for path, folders, files, fd in os.fwalk(layer, follow_symlinks=False):
-        for name in (*([] if Path(path) != layer else ["."]), *folders, *files):
-            about = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            os.chown(name, about.st_uid - first_id, about.st_gid - first_id, dir_fd=fd, follow_symlinks=False)
-            if not stat.S_ISLNK(about.st_mode):
-                os.chmod(name, stat.S_IMODE(about.st_mode), dir_fd=fd)  # chown took set-id bits away
+    shift_owners(layer, -first_id)

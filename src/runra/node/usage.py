@@ -37,10 +37,10 @@ class Usage:
         found: dict[str, Any] = {"oomKills": self.oom_kills()}
         with contextlib.suppress(OSError):
             found.update(self._cgroup.usage())
-        found["diskBytes"] = await self._disk_use()
+        found["diskBytes"] = await self.disk_bytes()
         return found
 
-    async def _disk_use(self) -> int:
+    async def disk_bytes(self) -> int:
         """Bytes on disk, as of some seconds ago at most; one look at a time, however many ask."""
         async with self._disk_looking:
             if time.monotonic() - self._disk_seen >= _DISK_FRESH:

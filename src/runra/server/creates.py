@@ -124,9 +124,10 @@ class Creates:
                 if earlier.response is None:
                     raise _late(self._deadline_s)
                 return earlier.response
+            inherited = self._node.snapshots.size_mb(config.image, key.organization_id)
             try:
                 async with (
-                    self._quotas.room(key.organization_id, [sandbox_id], config.resources),
+                    self._quotas.room(key.organization_id, [sandbox_id], config.resources, inherited),
                     asyncio.timeout(self._deadline_s),
                 ):
                     sandbox = await self._node.create(sandbox_id, config, key.organization_id)
@@ -156,8 +157,9 @@ class Creates:
             try:
                 for each in ids:
                     await begin_create(self._store, _being_made(each, config, key.organization_id), key.id, None, most)
+                inherited = await source.copy_mb() if self._quotas.bound_disk(key.organization_id) else 0
                 async with (
-                    self._quotas.room(key.organization_id, ids, config.resources),
+                    self._quotas.room(key.organization_id, ids, config.resources, inherited),
                     asyncio.timeout(self._deadline_s),
                 ):
                     made = await self._node.fork(source.id, ids, processes=processes)

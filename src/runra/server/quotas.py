@@ -51,13 +51,22 @@ class Quotas:
         self._quotas[organization_id] = changed
         return changed
 
+    def bound_disk(self, organization_id: str) -> bool:
+        """Whether its disk is bounded: looking what a sandbox holds takes a while."""
+        quotas = self._quotas.get(organization_id)
+        return quotas is not None and quotas.disk_mb is not None
+
     @asynccontextmanager
-    async def room(self, organization_id: str, ids: Sequence[str], asked: Resources) -> AsyncIterator[None]:
-        """Hold room for sandboxes while they are made: for all of them, or for none.
+    async def room(
+        self, organization_id: str, ids: Sequence[str], asked: Resources, inherited_mb: int
+    ) -> AsyncIterator[None]:
+        """Hold room for sandboxes while they are made: for all of them, or for none. `inherited_mb` is what each begins
+        with, as a copy, beside the disk it may fill.
 
         Raises RESOURCE_EXHAUSTED or RATE_LIMITED, with the quota that is in the way.
         """
         quotas = self._quotas.get(organization_id)
+        asked = asked.model_copy(update={"disk_mb": asked.disk_mb + inherited_mb})
         if quotas is not None:
             async with self._turn:
                 await self._check(organization_id, quotas, len(ids), asked)
@@ -100,10 +109,12 @@ class Quotas:
 
     def _held(self, organization_id: str) -> list[Resources]:
         """What the organization's sandboxes may use, those that live and those that are being made."""
-        live = self._node.sandboxes
-        held = [one.config.resources for one in live.values() if one.organization_id == organization_id]
-        coming = self._coming.items()
-        return held + [what for one, (whose, what) in coming if whose == organization_id and one not in live]
+        coming = [what for whose, what in self._coming.values() if whose == organization_id]
+        for one in self._node.sandboxes.values():
+            if one.organization_id == organization_id and one.id not in self._coming:
+                asked = one.config.resources
+                coming.append(asked.model_copy(update={"disk_mb": asked.disk_mb + one.inherited_mb}))
+        return coming
 
     async def _check_disk(self, organization_id: str, most: int, more: int) -> None:
         have = sum(one.disk_mb for one in self._held(organization_id)) + self._coming_mb[organization_id]

@@ -107,8 +107,10 @@ class Checkpoints:
             raise _refused(box.id, error.message) from error
 
     async def go_on(self, box: Standing) -> None:
-        """Let it run on. Raises INTERNAL_ERROR when it does not stand still."""
-        await self._run(box, None, _STOP_TIMEOUT, "resume")
+        """Let it run on. Raises INTERNAL_ERROR when it does not stand still.
+
+        Where a server died while it was saved, gVisor finishes that first."""
+        await self._run(box, None, _STOP_TIMEOUT + allowance(box.memory_mb), "resume")
 
     async def _run(self, box: Standing, at: Path | None, timeout: float, *words: str) -> None:
         joined = [word for path in box.cgroup.join_files for word in ("cgroup", str(path))]

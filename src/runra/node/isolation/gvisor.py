@@ -50,6 +50,8 @@ _MOST_OF_HOST: Final = 4
 _OWN_THREADS: Final = 512
 #: Descriptors a process starts with, unless it may have fewer.
 _OPEN_FILES: Final = 65_536
+#: Bytes of a memory file system that holds nothing but mount points.
+_FEW_BYTES: Final = 64 << 10
 #: gVisor lays a memory file system over an empty /tmp. This folder in it keeps /tmp on the sandbox's disk.
 _TMP_MARK: Final = ".runra"
 #: Builds before this date refuse a flag that ls and stat always set; a library preloaded inside takes it out.
@@ -214,6 +216,8 @@ class Gvisor:
                 # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
                 _memory("/dev/shm", f"mode=1777,size={box.memory_mb << 19}"),  # noqa: S108
                 _memory("/run", f"mode=755,size={RUN_BYTES}"),
+                # A mount of its own, which nobody inside can move: the host runs the agent there, and may more.
+                _memory(str(Path(AGENT).parent), f"mode=755,size={_FEW_BYTES}"),
                 *(
                     {"destination": where, "type": "bind", "source": f"{STAGE}/{name}", "options": ["ro", "bind"]}
                     for where, name in given.items()

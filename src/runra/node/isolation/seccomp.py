@@ -100,6 +100,10 @@ _REFUSED_ARGUMENTS: Final = (
     ("memfd_create", 1, 0x4, 0x4),  # MFD_HUGETLB
     ("shmget", 2, 0o4000, 0o4000),  # SHM_HUGETLB
 )
+#: What btrfs is told (ioctl type 0x94), of which a sandbox may share extents: FICLONE, FICLONERANGE, FIDEDUPERANGE. A
+#: volume is a subvolume with a quota: one made inside it has none, and one turned read-only cannot be deleted.
+_IOCTL_TYPE, _BTRFS = 0xFF00, 0x9400
+_SHARING: Final = (0x4004_9409, 0x4020_940D, 0xC018_9436)
 #: What an inet socket may speak: socket(2) loads the module of any other (SCTP, DCCP, MPTCP, L2TP…) for anybody.
 _PROTOCOLS: Final = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 
@@ -159,6 +163,11 @@ def _refuse_arguments() -> bytes:
         front += _step(_LOAD, 0) + _step(_EQUAL, number, 0, 4)
         front += _argument(index) + _step(_MASK, mask) + _step(_EQUAL, value, 0, 1)
         front += _step(_ANSWER, _ERRNO | errno.EPERM)
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "ioctl")
+    front += _step(_LOAD, 0) + _step(_EQUAL, number, 0, 4 + len(_SHARING)) + _argument(1)
+    for left, request in zip(range(len(_SHARING) + 2, 2, -1), _SHARING, strict=True):
+        front += _step(_EQUAL, request, left, 0)
+    front += _step(_MASK, _IOCTL_TYPE) + _step(_EQUAL, _BTRFS, 0, 1) + _step(_ANSWER, _ERRNO | errno.ENOTTY)
     number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "socket")
     front += _step(_LOAD, 0) + _step(_EQUAL, number, 0, 5 + len(_PROTOCOLS))
     front += _argument(0) + _step(_EQUAL, socket.AF_INET, 1, 0) + _step(_EQUAL, socket.AF_INET6, 0, 2 + len(_PROTOCOLS))

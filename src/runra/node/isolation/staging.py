@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import stat
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
+from runra.node.id_ranges import shift_owners
 from runra.node.isolation import Box
 from runra.node.isolation.checkpoint import allowance
 from runra.node.launcher import Launcher
@@ -87,11 +87,7 @@ class Stage:
         box.folder.chmod(0o711)
         for number in range(len(box.root.overlays)):
             for top in (box.folder / f"upper{number}", box.folder / f"work{number}"):
-                for path in [top, *top.rglob("*")]:
-                    about = path.lstat()
-                    os.chown(path, first_id + about.st_uid, first_id + about.st_gid, follow_symlinks=False)
-                    if not stat.S_ISLNK(about.st_mode):
-                        path.chmod(stat.S_IMODE(about.st_mode))  # chown took set-id bits away
+                shift_owners(top, first_id)
 
     async def _can_idmap(self, source: Path, first_id: int, key: Path | None = None) -> bool:
         """Whether this source's file system takes id-mapped mounts; tried once per source (or `key`)."""
