@@ -149,6 +149,8 @@ class Snapshots:
         except RunraError as error:  # of a create it is a field that is wrong, not the path
             raise RunraError("INVALID_REQUEST", error.message, details={"field": "image", "value": image}) from None
         folder = self._shelf.folder(record.id)
+        if not folder.is_dir():
+            raise RunraError("INTERNAL_ERROR", f"the data of snapshot {reference!r} is not on this server's disk")
         self._held[record.id] += 1
         try:
             yield replace(record.root, start_from=folder, start_bytes=record.size_bytes)

@@ -43,6 +43,8 @@ _log = logging.getLogger("runra.sdk")
 _EVENTS_S = 3.0
 #: A snapshot or a fork copies files: that is a matter of milliseconds on btrfs, and of their size elsewhere.
 _COPY_MS = 180_000
+#: What runs in it is written down, and read again for each copy: in ms for 1 MB of memory, and at most.
+_MEMORY_MS, _MOST_MEMORY_MS = 30, 840_000
 
 
 class AsyncSandbox(SandboxFields):
@@ -258,7 +260,8 @@ class AsyncSandbox(SandboxFields):
         """
         path = sandbox_path(self.id, "fork")
         request = checked(ForkRequest, {"count": count, "processes": processes})
-        answer = await self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS)
+        memory_ms = min(self.resources.memory_mb * (1 + count) * _MEMORY_MS, _MOST_MEMORY_MS) if processes else 0
+        answer = await self._api.call("POST", path, content=request.to_wire(), timeout_ms=_COPY_MS + memory_ms)
         page = parsed(RawPage, answer.json(f"POST {path}"), f"POST {path}")
         return [type(self)(self._api, parsed(SandboxInfo, item, f"POST {path}")) for item in page.data]
 
