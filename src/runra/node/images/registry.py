@@ -280,7 +280,8 @@ class Registry:
                 connector=aiohttp.TCPConnector(ssl=context, resolver=resolver, limit=8),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_STALL),
                 auto_decompress=False,
-                headers={"User-Agent": "runra"},
+                # Blobs are stored as they are named, compressed or not; nothing is to be packed for the way.
+                headers={"User-Agent": "runra", "Accept-Encoding": "identity"},
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._sessions[key]
