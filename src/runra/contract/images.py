@@ -15,7 +15,8 @@ DEFAULT_REGISTRY: Final = "docker.io"
 _OFFICIAL: Final = "library/"
 
 # The grammar of the OCI distribution specification 1.1 ("Pulling manifests") and of Docker's references.
-_HOST: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)(?:\.[A-Za-z0-9-]+)*(?::[0-9]{1,5})?")
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = re.compile(rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?")
 _REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -47,7 +48,7 @@ class Reference:
         repository, colon, tag = path.partition(":")
         if host == DEFAULT_REGISTRY and "/" not in repository:
             repository = _OFFICIAL + repository
-        if not _HOST.fullmatch(host):
+        if not _is_host(host):
             raise ValueError(f"{text[:120]!r}: {first[:60]!r} is no registry's host")
         if not _REPOSITORY.fullmatch(repository) or len(repository) > 200:
             raise ValueError(f"{text[:120]!r} is not an image's name such as 'python:3.12' or 'host:5000/team/app:tag'")
@@ -63,6 +64,12 @@ class Reference:
     def short(self) -> str:
         """As people write it: without the default registry and its default folder."""
         return str(self).removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix(_OFFICIAL)
+
+
+def _is_host(text: str) -> bool:
+    """A name as resolvers take it (labels of 63, 253 in all), and a port there can be."""
+    found = _HOST.fullmatch(text)
+    return found is not None and len(found["name"]) <= 253 and 1 <= int(found["port"] or 443) <= 65_535
 
 
 def same_image(one: str, other: str) -> bool:

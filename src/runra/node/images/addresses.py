@@ -8,10 +8,9 @@ from typing import Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
 
 from runra.errors import RunraError
-from runra.node.network.policy import denied
+from runra.node.network.policy import denied, normal
 from runra.node.network.sockets import is_ours
 
 #: Global unicast (RFC 4291), and what of it is none: protocols' own with Teredo (RFC 2928, 4380), documentation
@@ -43,14 +42,22 @@ def _refused(host: str) -> RunraError:
     )
 
 
-def refuse_private(url: URL) -> None:
-    """For a host that is an address already, which no resolver ever sees."""
-    host = url.host or ""
+def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return
-    if not is_public(host):
+        return False
+    return True
+
+
+def is_host(text: str) -> bool:
+    """Whether it is a name or an address. What some libraries take for one (`127.1`, `2130706433`) is neither."""
+    return _is_address(text) or normal(text) is not None
+
+
+def refuse_private(host: str) -> None:
+    """For a host that is an address already, which no resolver ever sees."""
+    if _is_address(host) and not is_public(host):
         raise _refused(host)
 
 

@@ -132,7 +132,7 @@ def parse(model: type[Foreign], data: bytes, what: str) -> Foreign:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RunraError("INVALID_REQUEST", f"{what} is none: {where}: {first['msg']}") from None
+        raise RunraError("INVALID_REQUEST", f"{what} is none: {where[:200]}: {first['msg']}") from None
 
 
 def digest_of(data: bytes) -> str:
@@ -181,7 +181,7 @@ def check(manifest: Manifest, config: Config, what: str) -> None:
     if (config.os, config.architecture or wanted.architecture) != (wanted.os, wanted.architecture):
         raise RunraError(
             "INVALID_REQUEST",
-            f"{what} is made for {config.os}/{config.architecture}, not for this machine ({wanted})",
+            f"{what} is made for {config.os[:100]}/{config.architecture[:100]}, not for this machine ({wanted})",
             details={"platform": str(wanted)},
         )
     if config.root_fs.diff_ids and len(config.root_fs.diff_ids) != len(manifest.layers):

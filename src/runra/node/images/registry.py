@@ -23,7 +23,7 @@ from yarl import URL
 
 from runra.contract import Credentials, Reference
 from runra.errors import RunraError
-from runra.node.images.addresses import PublicOnly, refuse_private
+from runra.node.images.addresses import PublicOnly, is_host, refuse_private
 from runra.node.images.manifest import INDEXES, MANIFESTS, MOST_CONFIG, MOST_MANIFEST, Descriptor, digest_of
 from runra.node.settings import RegistrySettings
 
@@ -142,7 +142,7 @@ class Registry:
                     offset += len(part)
             except (aiohttp.ClientError, TimeoutError) as error:
                 self.blame({endpoint})
-                raise TryAgain(self._lost(response.url.host or "", error)) from None
+                raise TryAgain(self._lost(response.url.raw_host or "", error)) from None
 
     def blame(self, senders: set[Endpoint]) -> bool:
         """Ask those who sent something wrong no more in this pull. False when there is nobody else to be asked."""
@@ -177,7 +177,7 @@ class Registry:
                     data = await _read(response, most)
                 except (aiohttp.ClientError, TimeoutError) as error:
                     self.blame({endpoint})
-                    raise TryAgain(self._lost(response.url.host or "", error)) from None
+                    raise TryAgain(self._lost(response.url.raw_host or "", error)) from None
                 if data is None:
                     long = self._strange(response, f"sent more than {most} bytes")
                     raise TryAgain(long, 0.0) if self.blame({endpoint}) else long
@@ -235,7 +235,7 @@ class Registry:
         asked = False
         first = url
         for _ in range(_REDIRECTS):
-            own = url.authority == first.authority and url.scheme == first.scheme
+            own = _place(url) == _place(first)
             sent = {**headers, **({"Authorization": login} if login and own else {})}
             response = await self._send(endpoint, url, sent)
             if response.status == 401 and own and not asked:
@@ -252,14 +252,22 @@ class Registry:
             target = response.headers.get("Location")
             if not target:
                 raise self._strange(response, "redirects to nowhere")
-            url = url.join(URL(target, encoded=True))
+            try:
+                target.encode()  # what was no UTF-8 cannot be sent either
+                url = url.join(URL(target, encoded=True))
+                _place(url)  # its port is read only now
+            except ValueError:
+                raise self._strange(response, "redirects to what is no address") from None
             if url.scheme != "https" and not (url.scheme == "http" and first.scheme == "http"):
                 raise self._strange(response, f"redirects to {url.scheme}, which is not safe")
         raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} redirects in circles")
 
     async def _send(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        host = url.raw_host or ""
+        if not is_host(host):
+            raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} sends to {host[:100]!r}, which is no host")
         if not endpoint.private:
-            refuse_private(url)
+            refuse_private(host)
         return await self._session(endpoint).get(url, headers=headers, allow_redirects=False)
 
     def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
@@ -308,14 +316,17 @@ class Registry:
         if scheme.lower() != "bearer":
             return None
         asked = {name.lower(): value for name, value in _CHALLENGE.findall(rest)}
-        realm = URL(asked.get("realm", ""))
-        # The login goes to the realm: never over plain HTTP when the registry itself was reached over TLS.
-        if not realm.host or realm.scheme not in (("https",) if url.scheme == "https" else ("http", "https")):
-            raise self._strange(response, "asks for a login at an address that is not safe")
         query = {"scope": asked.get("scope") or f"repository:{self._reference.repository}:pull"}
         if "service" in asked:
             query["service"] = asked["service"]
-        answer = await self._send(endpoint, realm.update_query(query), {"Authorization": basic} if basic else {})
+        try:
+            realm = URL(asked.get("realm", "")).update_query(query)
+        except ValueError:
+            raise self._strange(response, "asks for a login at what is no address") from None
+        # The login goes to the realm: never over plain HTTP when the registry itself was reached over TLS.
+        if not realm.raw_host or realm.scheme not in (("https",) if url.scheme == "https" else ("http", "https")):
+            raise self._strange(response, "asks for a login at an address that is not safe")
+        answer = await self._send(endpoint, realm, {"Authorization": basic} if basic else {})
         try:
             if answer.status != 200:
                 raise self._refused(endpoint, answer)
@@ -325,7 +336,7 @@ class Registry:
         try:
             told = json.loads(body or b"")
             token = told.get("token") or told.get("access_token")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise self._strange(response, "gave no token")
@@ -355,7 +366,7 @@ class Registry:
                 f"registry {host} limits how often it is asked; wait, use a login or a mirror",
                 details=details,
             )
-            return TryAgain(error, float(wait) if wait.isdigit() else None)
+            return TryAgain(error, float(wait) if wait.isascii() and wait.isdigit() else None)
         error = RunraError(
             "INTERNAL_ERROR",
             f"registry {host} answered {status} for {name}",
@@ -379,9 +390,14 @@ class Registry:
     def _strange(self, response: aiohttp.ClientResponse, what: str) -> RunraError:
         return RunraError(
             "INVALID_REQUEST",
-            f"registry {response.url.host} {what} ({self._reference.short})",
-            details={"reference": self._reference.short, "host": response.url.host},
+            f"registry {response.url.raw_host} {what} ({self._reference.short})",
+            details={"reference": self._reference.short, "host": response.url.raw_host},
         )
+
+
+def _place(url: URL) -> tuple[str, str | None, int | None]:
+    """Where a URL leads to: what has the same one may have the login."""
+    return url.scheme, url.raw_host, url.port
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
