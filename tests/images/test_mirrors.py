@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from runra.node.images import registry
 from runra.node.settings import RegistrySettings
 from tests.hosting import hosted
 from tests.images.conftest import leftovers, pull
-from tests.images.oci import ARCHITECTURE, busybox, image, index
+from tests.images.oci import ARCHITECTURE, Layer, busybox, image, index
 from tests.images.registries import OddRegistry, odd_registry
 from tests.images.test_faults import big, largest
 
@@ -55,3 +56,36 @@ async def test_the_next_is_asked(odd: OddRegistry, tmp_path: Path, monkeypatch: 
             assert leftovers(host) == []
         assert len(asked) == 1, "asked again, although it had sent something wrong"
         assert odd.seen, "the registry was never asked"
+
+
+async def test_a_mirror_that_is_gone_is_waited_for_once(
+    odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its packets go nowhere: whoever connects waits until he gives up."""
+    monkeypatch.setattr(registry, "_CONNECT", 0.2)
+    name = odd.push(image(*(Layer().add(f"f{n}", b"x") for n in range(3))), "mirrored:1")
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        where = full.getsockname()
+        waiting = [socket.socket() for _ in range(3)]
+        try:
+            for one in waiting:  # a full queue answers no more
+                one.setblocking(False)
+                one.connect_ex(where)
+            tried = 0
+            ask = registry.Registry._send
+
+            async def counted(self: registry.Registry, endpoint: registry.Endpoint, *how: Any) -> Any:
+                nonlocal tried
+                tried += not endpoint.upstream
+                return await ask(self, endpoint, *how)
+
+            monkeypatch.setattr(registry.Registry, "_send", counted)
+            mirrors = {odd.host: RegistrySettings(mirrors=(f"http://127.0.0.1:{where[1]}",))}
+            async with hosted(tmp_path / "data", registries=mirrors) as host:
+                assert (await pull(host, name)).layers == 3
+            assert tried == 1
+        finally:
+            for one in waiting:
+                one.close()

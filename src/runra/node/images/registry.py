@@ -145,7 +145,8 @@ class Registry:
                 raise TryAgain(self._lost(response.url.raw_host or "", error)) from None
 
     def blame(self, senders: set[Endpoint]) -> bool:
-        """Ask those who sent something wrong no more in this pull. False when there is nobody else to be asked."""
+        """Ask those who sent something wrong, or cannot be reached, no more in this pull. False when there is nobody
+        else to be asked."""
         left = [endpoint for endpoint in self._endpoints if endpoint not in senders]
         if not left and len(senders) > 1:
             left = self._endpoints[-1:]  # parts of several: what the registry itself sends alone may be right
@@ -223,6 +224,8 @@ class Registry:
             if plain and base.scheme == "https" and isinstance(error, aiohttp.ClientSSLError):
                 self._bases[endpoint.host] = base.with_scheme("http")
                 return await self._ask(endpoint, path, headers)
+            if not endpoint.upstream:  # else each request would wait for a mirror that is gone
+                self.blame({endpoint})
             raise TryAgain(self._lost(endpoint.host, error)) from None
         if response.status in (200, 206):
             return response
