@@ -195,15 +195,15 @@ class OddRegistry:
 
 
 @contextlib.asynccontextmanager
-async def odd_registry() -> AsyncIterator[OddRegistry]:
+async def odd_registry(address: str = "127.0.0.1") -> AsyncIterator[OddRegistry]:
     registry = OddRegistry()
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", registry.answer)
     runner = web.AppRunner(application, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, address, 0)
     await site.start()
-    registry.host = f"127.0.0.1:{runner.addresses[0][1]}"
+    registry.host = f"{address}:{runner.addresses[0][1]}"
     try:
         yield registry
     finally:

@@ -1,4 +1,5 @@
-"""Where a tenant's create may make this server connect to: public addresses, checked after the name is resolved."""
+"""Where a pull may make this server connect to, checked after the name is resolved: a tenant's create to public
+addresses, and whoever is at one sends nobody to others."""
 
 from __future__ import annotations
 
@@ -33,13 +34,18 @@ def is_public(text: str) -> bool:
     return address in _GLOBAL and not any(address in network for network in _DENIED) and not is_ours(address)
 
 
-def _refused(host: str) -> RunraError:
-    return RunraError(
-        "INVALID_REQUEST",
-        f"registry {host} is at no public address: an image from there must be pulled by an administrator first "
-        "(runra image pull), or the operator allows it with private in the registries file",
-        details={"host": host},
-    )
+def _refused(host: str, named: str) -> RunraError:
+    if host == named:
+        message = (
+            f"registry {host} is at no public address: an image from there must be pulled by an administrator first "
+            "(runra image pull), or the operator allows it with private in the registries file"
+        )
+    else:
+        message = (
+            f"registry {named} sends to {host}, which is at no public address; the operator allows that with private "
+            f"for {named} in the registries file"
+        )
+    return RunraError("INVALID_REQUEST", message, details={"host": host})
 
 
 def _is_address(host: str) -> bool:
@@ -55,24 +61,47 @@ def is_host(text: str) -> bool:
     return _is_address(text) or normal(text) is not None
 
 
-def refuse_private(host: str) -> None:
-    """For a host that is an address already, which no resolver ever sees."""
+def refuse_private(host: str, named: str) -> None:
+    """For a host that is an address already, which no resolver ever sees. `named` is the registry that sends there."""
     if _is_address(host) and not is_public(host):
-        raise _refused(host)
+        raise _refused(host, named)
 
 
-class PublicOnly(AbstractResolver):
-    """Resolves names, and fails for those at any address that is not public. What it gives is what is dialled."""
+class Anywhere(AbstractResolver):
+    """Resolves names, and notes which of them were at a public address. What it gives is what is dialled."""
 
     def __init__(self) -> None:
         self._inner = aiohttp.ThreadedResolver()
+        self._public: dict[str, bool] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        self._public[host] = self._public.get(host, False) or any(is_public(one["host"]) for one in found)
+        return found
+
+    def private(self, host: str) -> bool:
+        """Whether it is at no public address: it is an address itself, or was never resolved to another."""
+        return not is_public(host) if _is_address(host) else not self._public.get(host, True)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class PublicOnly(AbstractResolver):
+    """Resolves names, and fails for those at any address that is not public. `named` is the registry that is asked."""
+
+    def __init__(self, named: str) -> None:
+        self._inner = aiohttp.ThreadedResolver()
+        self._named = named
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
         if not all(is_public(one["host"]) for one in found):
-            raise _refused(host)
+            raise _refused(host, self._named)
         return found
 
     async def close(self) -> None:

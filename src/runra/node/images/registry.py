@@ -1,7 +1,8 @@
 """A client of image registries: OCI distribution specification 1.1, Docker registry v2 with its tokens.
 
 What a registry answers is hostile input: sizes are bounded, digests checked while bytes come, redirects lose the
-login on their way to another host, and a create (which any tenant may send) reaches public addresses only.
+login on their way to another host, a create (which any tenant may send) reaches public addresses only, and what is at
+one sends nobody to others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from yarl import URL
 
 from runra.contract import Credentials, Reference
 from runra.errors import RunraError
-from runra.node.images.addresses import PublicOnly, is_host, refuse_private
+from runra.node.images.addresses import Anywhere, PublicOnly, is_host, refuse_private
 from runra.node.images.manifest import INDEXES, MANIFESTS, MOST_CONFIG, MOST_MANIFEST, Descriptor, digest_of
 from runra.node.settings import RegistrySettings
 
@@ -67,14 +68,19 @@ class Endpoint:
     host: str
     settings: RegistrySettings
     upstream: bool
-    #: Whether it may be at an address that is not public: the operator named it, or an administrator asks.
+    #: Whether it may be at an address that is not public: the operator named it, or an administrator asks. Where it
+    #: sends us may be at one only if it is at one itself, or the operator says so (settings.private).
     private: bool
+
+    @property
+    def name(self) -> str:
+        return self.base.raw_host or ""
 
 
 class Registry:
     """One image's registry and its mirrors, for one pull. `credentials` are sent to the registry alone.
 
-    Use as a context manager. `private` allows addresses that are not public.
+    Use as a context manager. `private` allows a registry at an address that is not public.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class Registry:
         #: By host: the login in use, and the base URL where it is another one than configured.
         self._headers: dict[str, str] = {}
         self._bases: dict[str, URL] = {}
+        self._anywhere = Anywhere()
         self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> Registry:
@@ -269,12 +276,15 @@ class Registry:
         host = url.raw_host or ""
         if not is_host(host):
             raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} sends to {host[:100]!r}, which is no host")
-        if not endpoint.private:
-            refuse_private(host)
-        return await self._session(endpoint).get(url, headers=headers, allow_redirects=False)
+        private = endpoint.settings.private or (
+            endpoint.private and (host == endpoint.name or self._anywhere.private(endpoint.name))
+        )
+        if not private:
+            refuse_private(host, endpoint.name)
+        return await self._session(endpoint, private).get(url, headers=headers, allow_redirects=False)
 
-    def _session(self, endpoint: Endpoint) -> aiohttp.ClientSession:
-        key = endpoint.host, endpoint.private
+    def _session(self, endpoint: Endpoint, private: bool) -> aiohttp.ClientSession:
+        key = endpoint.host, private
         if key not in self._sessions:
             settings = endpoint.settings
             context = ssl.create_default_context(cafile=None)
@@ -286,7 +296,7 @@ class Registry:
             if settings.insecure:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            resolver = None if endpoint.private else PublicOnly()
+            resolver = self._anywhere if private else PublicOnly(endpoint.name)
             self._sessions[key] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=context, resolver=resolver, limit=8),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_STALL),
