@@ -152,14 +152,19 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return layer.bytes()
 
 
-def oci_archive(made: Made, name: str = "") -> bytes:
-    """A tar of an OCI image layout."""
-    entry: dict[str, Any] = {"mediaType": made.kind, "digest": made.digest, "size": len(made.manifest)}
+def entry(made: Made, name: str = "", **more: Any) -> dict[str, Any]:
+    """Its line in an index."""
+    found: dict[str, Any] = {"mediaType": made.kind, "digest": made.digest, "size": len(made.manifest), **more}
     if name:
-        entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+        found["annotations"] = {"org.opencontainers.image.ref.name": name}
+    return found
+
+
+def oci_archive(made: Made, name: str = "", *, beside: list[dict[str, Any]] | None = None) -> bytes:
+    """A tar of an OCI image layout; `beside` are further lines of its index."""
     files = {
         "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
-        "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
+        "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry(made, name), *(beside or [])]}).encode(),
     }
     blobs = {**made.blobs, made.digest: made.manifest}
     files.update({f"blobs/sha256/{key.removeprefix('sha256:')}": data for key, data in blobs.items()})

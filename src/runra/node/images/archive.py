@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import json
 import os
 import stat
 from collections.abc import AsyncIterable
@@ -26,15 +25,16 @@ from runra.node.images.layers import EVERYBODY, Layer, layer_id
 from runra.node.images.manifest import (
     INDEXES,
     MOST_CONFIG,
-    MOST_LAYERS,
     MOST_MANIFEST,
     Config,
     Descriptor,
     Index,
     Manifest,
+    SavedImages,
     check,
     choose,
     digest_of,
+    fitting,
     parse,
 )
 from runra.node.images.record import Image, image_of
@@ -126,11 +126,10 @@ class _Opened:
                 fd = inner
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             os.close(fd)
-            raise RunraError(
-                "INVALID_REQUEST", f"the archive lacks the file {name[:200]!r} it names: {error.strerror}"
-            ) from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise RunraError("INVALID_REQUEST", f"the archive lacks the file {name[:200]!r} it names: {why}") from None
         return FileIO(fd, "r")
 
     def read(self, name: str, most: int) -> bytes:
@@ -151,8 +150,8 @@ async def _layout(images: Images, archive: _Opened, reference: Reference | None,
     what = "the archive's image"
     listed = parse(Index, archive.read("index.json", MOST_MANIFEST), "the archive's index.json")
     chosen = choose(listed, what)
-    names = [chosen.annotations[key] for key in _NAMES if key in chosen.annotations]
-    reference = reference or _named(names)
+    _only(1 + len({one.digest for one in fitting(listed) if _another(one, chosen)}))
+    reference = reference or _named(_names(chosen))
     data = archive.content(chosen.digest, MOST_MANIFEST)
     if chosen.media_type in INDEXES or b'"manifests"' in data:
         data = archive.content(choose(parse(Index, data, what), what).digest, MOST_MANIFEST)
@@ -173,28 +172,20 @@ async def _layout(images: Images, archive: _Opened, reference: Reference | None,
 
 async def _saved(images: Images, archive: _Opened, reference: Reference | None, scope: str) -> Image:
     what = "the archive's manifest.json"
-    try:
-        listed: Any = json.loads(archive.read("manifest.json", MOST_MANIFEST))
-        if len(listed) != 1:
-            raise RunraError(
-                "INVALID_REQUEST", f"the archive holds {len(listed)} images; save and import them one at a time"
-            )
-        tags, files, config_name = listed[0].get("RepoTags") or [], listed[0]["Layers"], listed[0]["Config"]
-        if not all(isinstance(item, str) for item in (*tags, *files, config_name)) or len(files) > MOST_LAYERS:
-            raise ValueError("names are not text, or too many")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunraError("INVALID_REQUEST", f"{what} is none: {error}") from None
-    data = archive.read(config_name, MOST_CONFIG)
+    listed = parse(SavedImages, archive.read("manifest.json", MOST_MANIFEST), what).root
+    _only(len(listed))
+    saved = listed[0]
+    data = archive.read(saved.config, MOST_CONFIG)
     config = parse(Config, data, "the archive's config")
     stand_in = Descriptor(digest=digest_of(data), size=len(data))
-    check(Manifest(config=stand_in, layers=[stand_in for _ in files]), config, "the archive's image")
+    check(Manifest(config=stand_in, layers=[stand_in for _ in saved.layers]), config, "the archive's image")
     return await _keep(
         images,
         archive,
-        files,
-        [None] * len(files),
+        saved.layers,
+        [None] * len(saved.layers),
         config,
-        reference=reference or _named(tags),
+        reference=reference or _named(saved.tags or []),
         scope=scope,
         digest=digest_of(data),
     )
@@ -254,6 +245,22 @@ async def _done(
         )
         await images.keep(image)
         return image
+
+
+def _names(entry: Descriptor) -> list[str]:
+    return [entry.annotations[key] for key in _NAMES if key in entry.annotations]
+
+
+def _another(one: Descriptor, chosen: Descriptor) -> bool:
+    """Whether it is an image beside the chosen one: not the same for other machines, nor what is said of an image."""
+    if one.digest == chosen.digest or one.artifact_type:
+        return False
+    return one.platform == chosen.platform or _names(one) != _names(chosen)
+
+
+def _only(images: int) -> None:
+    if images != 1:
+        raise RunraError("INVALID_REQUEST", f"the archive holds {images} images; save and import them one at a time")
 
 
 def _named(names: list[str]) -> Reference:

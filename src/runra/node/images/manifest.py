@@ -9,7 +9,7 @@ import hashlib
 import os
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from runra.errors import RunraError
@@ -53,7 +53,7 @@ class _Foreign(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
-Foreign = TypeVar("Foreign", bound=_Foreign)
+Foreign = TypeVar("Foreign", bound=BaseModel)
 
 
 class Platform(_Foreign):
@@ -69,6 +69,7 @@ class Descriptor(_Foreign):
     """Content by its digest, with the size it has."""
 
     media_type: str = ""
+    artifact_type: str = ""
     digest: str = Field(pattern=_DIGEST)
     size: int = Field(ge=0, le=_MOST_BLOB)
     platform: Platform | None = None
@@ -87,6 +88,20 @@ class Index(_Foreign):
 class Manifest(_Foreign):
     config: Descriptor
     layers: list[Descriptor] = Field(max_length=MOST_LAYERS)
+
+
+class Saved(BaseModel):
+    """One image of an archive by `docker save`; Go's names, as they stand in its manifest.json."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    config: str = Field(alias="Config")
+    tags: list[str] | None = Field(None, alias="RepoTags")
+    layers: list[str] = Field(alias="Layers", max_length=MOST_LAYERS)
+
+
+class SavedImages(RootModel[list[Saved]]):
+    """That manifest.json."""
 
 
 class _Run(BaseModel):
@@ -145,15 +160,21 @@ def host_platform() -> Platform:
     return Platform(os="linux", architecture=architecture, variant=variant)
 
 
-def choose(index: Index, what: str) -> Descriptor:
-    """The entry for this machine: its exact variant if there is one, else one without or the first."""
+def fitting(index: Index) -> list[Descriptor]:
+    """The images in it that may be for this machine."""
     wanted = host_platform()
-    fitting = [
+    return [
         one
         for one in index.manifests
         if one.platform is None or (one.platform.os, one.platform.architecture) == (wanted.os, wanted.architecture)
     ]
-    if not fitting:
+
+
+def choose(index: Index, what: str) -> Descriptor:
+    """The entry for this machine: its exact variant if there is one, else one without or the first."""
+    wanted = host_platform()
+    found = fitting(index)
+    if not found:
         there = ", ".join(sorted({str(one.platform) for one in index.manifests if one.platform}))
         raise RunraError(
             "INVALID_REQUEST",
@@ -161,10 +182,10 @@ def choose(index: Index, what: str) -> Descriptor:
             details={"platform": str(wanted)},
         )
     for variant in (wanted.variant, ""):
-        for one in fitting:
+        for one in found:
             if one.platform is not None and one.platform.variant == variant:
                 return one
-    return fitting[0]
+    return found[0]
 
 
 def check(manifest: Manifest, config: Config, what: str) -> None:
