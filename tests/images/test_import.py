@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from runra import AsyncRunra, Runra, RunraError
 from runra.server.settings import ServerSettings
 from tests.hosting import Host
 from tests.images import oci
-from tests.images.conftest import ORGANIZATION, layer_folders, pull, refused
+from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, busybox, docker_archive, image, index, oci_archive
 from tests.images.registries import RealRegistry, needs
 from tests.server.conftest import Running, started
@@ -175,6 +176,19 @@ async def test_what_cannot_be_committed_is_said(host: Host) -> None:
     ).code == "INVALID_REQUEST"
     await sandbox.terminate()
     assert (await refused(host.node.commit(sandbox.id, "x:1", shared=False, step=False))).code == "SANDBOX_NOT_FOUND"
+
+
+async def test_a_commit_that_takes_too_long(host: Host) -> None:
+    await put(host, busybox().bytes(), "base:1")
+    sandbox = await host.create(image="base:1")
+    images, settings = host.node.images, host.node.images.settings
+    images.settings = dataclasses.replace(settings, pull_timeout=0.001)
+    error = await refused(host.node.commit(sandbox.id, "slow:1", shared=False, step=False))
+    assert (error.code, error.status, "--pull-timeout" in error.message) == ("INTERNAL_ERROR", 504, True)
+    images.settings = settings
+    await images.layers.settled()
+    assert leftovers(host) == []
+    assert (await host.run(sandbox, "echo goes on"))[0] == "goes on\n"
 
 
 # --- over REST ---

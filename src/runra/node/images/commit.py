@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,21 @@ from runra.node.images.unpack import disk_full
 
 #: What a sandbox got of its own, and no other may have: its names and its machine id.
 _IDENTITY: Final = ("hostname", "hosts", "machine-id")
+
+
+@contextlib.asynccontextmanager
+async def in_time(seconds: float) -> AsyncIterator[None]:
+    """Ends a commit that takes longer, with INTERNAL_ERROR (504)."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise RunraError(
+            "INTERNAL_ERROR",
+            f"the sandbox's files were not copied within {seconds:.0f} s; try again, or raise --pull-timeout",
+            status=504,
+            retryable=True,
+        ) from None
 
 
 async def commit(

@@ -208,7 +208,7 @@ class Images:
         self, sandbox: RootFilesystem, upper: Path, name: str, made_of: str, organization_id: str, **how: bool
     ) -> ImageInfo:
         """An image of a sandbox's files; nothing in it moves meanwhile. `made_of` is the image it was created from."""
-        from runra.node.images.commit import commit
+        from runra.node.images.commit import commit, in_time
 
         reference = reference_of(name)
         base = None
@@ -217,7 +217,7 @@ class Images:
         if base is not None and self.root_of(base).overlays != sandbox.overlays:
             base = None  # the name means something else by now
         scope = EVERYBODY if how["shared"] else organization_id
-        async with asyncio.timeout(self.settings.pull_timeout):
+        async with in_time(self.settings.pull_timeout):
             image = await commit(self, sandbox, upper, reference, base=base, scope=scope, step=how["step"])
         return self._info(image)
 
