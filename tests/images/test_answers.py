@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 from typing import Any
 
@@ -111,3 +113,26 @@ async def test_what_is_wrong_is_said_in_a_few_words(odd: OddRegistry, host: Host
     body = b'{"config": {"digest": "sha256:%s", "size": 1, "annotations": {"%s": 5}}}' % (b"0" * 64, b"x" * 1_000_000)
     odd.hook = lambda request, number: web.Response(body=body)
     assert len((await refused(pull(host, name))).message) < 1000
+
+
+@pytest.mark.parametrize("what", ["manifest", "token"])
+async def test_answers_that_drip(odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Byte by byte, so that there is never silence: it is slow, and nothing else is said of it."""
+    monkeypatch.setattr(registry, "_WHOLE", 0.1)
+    name = odd.push(image(busybox()), "slow:1")
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" ")
+                await asyncio.sleep(0.02)
+        return response
+
+    odd.hook = lambda request, number: (
+        drip(request) if what == "manifest" or request.path == "/token" else _challenge(f"http://{odd.host}/token")
+    )
+    error = await refused(pull(host, name))
+    assert (error.status, error.retryable) == (502, True)
+    assert "did not come whole within" in error.message

@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,8 +40,9 @@ FIRST_WAIT = 0.2
 _MOST_TOKEN: Final = 1 << 20
 #: Longest wait a registry may ask for before we give up instead, in seconds.
 _MOST_PATIENCE: Final = 30.0
-#: Seconds without a byte, and for a connection.
+#: Seconds without a byte, for all of an answer that is no blob, and for a connection.
 _STALL: Final = 60.0
+_WHOLE: Final = 60.0
 _CONNECT: Final = 20.0
 _CHUNK: Final = 1 << 20
 _CHALLENGE: Final = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
@@ -414,11 +414,14 @@ def _place(url: URL) -> tuple[str, str | None, int | None]:
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
-    """The body, or None when it is longer than it may be."""
+    """The body, or None when it is longer than it may be. Raises TimeoutError when it comes too slowly."""
     found = bytearray()
-    deadline = time.monotonic() + _STALL
-    async for part in response.content.iter_chunked(65_536):
-        found += part
-        if len(found) > most or time.monotonic() > deadline:
-            return None
+    try:
+        async with asyncio.timeout(_WHOLE):
+            async for part in response.content.iter_chunked(65_536):
+                found += part
+                if len(found) > most:
+                    return None
+    except TimeoutError:
+        raise TimeoutError(f"its answer did not come whole within {_WHOLE:.0f} s") from None
     return bytes(found)
