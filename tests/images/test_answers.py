@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from runra.node.images import registry
+from runra.node.images import answers, registry
 from tests.hosting import Host
 from tests.images.conftest import pull, refused
 from tests.images.oci import busybox, image
@@ -98,10 +98,10 @@ async def test_tokens_that_are_none(odd: OddRegistry, host: Host) -> None:
 
 async def test_a_wait_that_is_no_number(odd: OddRegistry, host: Host) -> None:
     name = odd.push(image(busybox()), "limited:1")
-    answers = dict(enumerate(("\xb2", "-1", "nan", "soon"), 1))
+    waits = dict(enumerate(("\xb2", "-1", "nan", "soon"), 1))
     odd.hook = lambda request, number: (
-        web.Response(status=429, headers={"Retry-After": answers[number]})
-        if "/manifests/" in request.path and number in answers
+        web.Response(status=429, headers={"Retry-After": waits[number]})
+        if "/manifests/" in request.path and number in waits
         else None
     )
     await pull(host, name)
@@ -118,7 +118,7 @@ async def test_what_is_wrong_is_said_in_a_few_words(odd: OddRegistry, host: Host
 @pytest.mark.parametrize("what", ["manifest", "token"])
 async def test_answers_that_drip(odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Byte by byte, so that there is never silence: it is slow, and nothing else is said of it."""
-    monkeypatch.setattr(registry, "_WHOLE", 0.1)
+    monkeypatch.setattr(answers, "_WHOLE", 0.1)
     name = odd.push(image(busybox()), "slow:1")
 
     async def drip(request: web.Request) -> web.StreamResponse:

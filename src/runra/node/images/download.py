@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from runra.errors import RunraError
+from runra.node.images.answers import TryAgain
 from runra.node.images.manifest import Descriptor
-from runra.node.images.registry import Endpoint, Registry, TryAgain
+from runra.node.images.registry import Endpoint, Registry
 from runra.node.images.unpack import disk_full
 
 #: Bytes between two looks at what the disk has left.

@@ -24,6 +24,7 @@ from yarl import URL
 from runra.contract import Credentials, Reference
 from runra.errors import RunraError
 from runra.node.images.addresses import Anywhere, PublicOnly, is_host, refuse_private
+from runra.node.images.answers import TryAgain, lost, read, refused, strange
 from runra.node.images.manifest import INDEXES, MANIFESTS, MOST_CONFIG, MOST_MANIFEST, Descriptor, digest_of
 from runra.node.settings import RegistrySettings
 
@@ -40,24 +41,14 @@ FIRST_WAIT = 0.2
 _MOST_TOKEN: Final = 1 << 20
 #: Longest wait a registry may ask for before we give up instead, in seconds.
 _MOST_PATIENCE: Final = 30.0
-#: Seconds without a byte, for all of an answer that is no blob, and for a connection.
+#: Seconds without a byte, and for a connection.
 _STALL: Final = 60.0
-_WHOLE: Final = 60.0
 _CONNECT: Final = 20.0
 _CHUNK: Final = 1 << 20
 _CHALLENGE: Final = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 
 
 Done = TypeVar("Done")
-
-
-class TryAgain(Exception):
-    """It may work in a moment; `wait` is what the registry asked for, in seconds."""
-
-    def __init__(self, error: RunraError, wait: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +83,7 @@ class Registry:
         private: bool,
     ) -> None:
         self._reference = reference
+        self._name = reference.short
         self._configured = configured
         self._credentials = credentials
         own = configured.get(reference.host, RegistrySettings())
@@ -123,7 +115,7 @@ class Registry:
 
     async def config(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MOST_CONFIG:
-            raise RunraError("INVALID_REQUEST", f"{self._reference.short}: its config is {descriptor.size} bytes long")
+            raise RunraError("INVALID_REQUEST", f"{self._name}: its config is {descriptor.size} bytes long")
         data, _ = await self._small(f"blobs/{descriptor.digest}", descriptor.size, {}, descriptor.digest)
         return data
 
@@ -142,14 +134,14 @@ class Registry:
                 offset = 0
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 self.blame({endpoint})
-                raise TryAgain(self._strange(response, "sent another range than was asked for"))
+                raise TryAgain(strange(self._name, response, "sent another range than was asked for"))
             try:
                 async for part in response.content.iter_chunked(_CHUNK):
                     await asyncio.to_thread(sink, part, offset)
                     offset += len(part)
             except (aiohttp.ClientError, TimeoutError) as error:
                 self.blame({endpoint})
-                raise TryAgain(self._lost(response.url.raw_host or "", error)) from None
+                raise TryAgain(lost(self._name, response.url.raw_host or "", error)) from None
 
     def blame(self, senders: set[Endpoint]) -> bool:
         """Ask those who sent something wrong, or cannot be reached, no more in this pull. False when there is nobody
@@ -173,7 +165,7 @@ class Registry:
                 attempt += 1
                 if attempt == _ATTEMPTS or wait > _MOST_PATIENCE:
                     raise again.error from None
-                log.info("image %s: %s; trying again in %.1f s", self._reference.short, again.error.message, wait)
+                log.info("image %s: %s; trying again in %.1f s", self._name, again.error.message, wait)
                 await asyncio.sleep(wait)
 
     # --- requests ---
@@ -182,16 +174,16 @@ class Registry:
         async def once() -> tuple[bytes, str]:
             async with self._get(path, headers) as (endpoint, response):
                 try:
-                    data = await _read(response, most)
+                    data = await read(response, most)
                 except (aiohttp.ClientError, TimeoutError) as error:
                     self.blame({endpoint})
-                    raise TryAgain(self._lost(response.url.raw_host or "", error)) from None
+                    raise TryAgain(lost(self._name, response.url.raw_host or "", error)) from None
                 if data is None:
-                    long = self._strange(response, f"sent more than {most} bytes")
+                    long = strange(self._name, response, f"sent more than {most} bytes")
                     raise TryAgain(long, 0.0) if self.blame({endpoint}) else long
                 if expected is not None and digest_of(data) != expected:
                     self.blame({endpoint})
-                    raise TryAgain(self._strange(response, f"sent other content than {expected}"))
+                    raise TryAgain(strange(self._name, response, f"sent other content than {expected}"))
                 return data, response.headers.get("Content-Type", "").partition(";")[0].strip()
 
         return await self.retried(once)
@@ -233,7 +225,7 @@ class Registry:
                 return await self._ask(endpoint, path, headers)
             if not endpoint.upstream:  # else each request would wait for a mirror that is gone
                 self.blame({endpoint})
-            raise TryAgain(self._lost(endpoint.host, error)) from None
+            raise TryAgain(lost(self._name, endpoint.host, error)) from None
         if response.status in (200, 206):
             return response
         response.close()
@@ -261,15 +253,15 @@ class Registry:
             response.close()
             target = response.headers.get("Location")
             if not target:
-                raise self._strange(response, "redirects to nowhere")
+                raise strange(self._name, response, "redirects to nowhere")
             try:
                 target.encode()  # what was no UTF-8 cannot be sent either
                 url = url.join(URL(target, encoded=True))
                 _place(url)  # its port is read only now
             except ValueError:
-                raise self._strange(response, "redirects to what is no address") from None
+                raise strange(self._name, response, "redirects to what is no address") from None
             if url.scheme != "https" and not (url.scheme == "http" and first.scheme == "http"):
-                raise self._strange(response, f"redirects to {url.scheme}, which is not safe")
+                raise strange(self._name, response, f"redirects to {url.scheme}, which is not safe")
         raise RunraError("INVALID_REQUEST", f"registry {endpoint.host} redirects in circles")
 
     async def _send(self, endpoint: Endpoint, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
@@ -307,6 +299,9 @@ class Registry:
             )
         return self._sessions[key]
 
+    def _refused(self, endpoint: Endpoint, response: aiohttp.ClientResponse) -> RunraError | TryAgain:
+        return refused(self._name, endpoint.host, response, login=self._known(endpoint) is not None)
+
     # --- logging in ---
 
     def _known(self, endpoint: Endpoint) -> tuple[str, str] | None:
@@ -335,15 +330,15 @@ class Registry:
         try:
             realm = URL(asked.get("realm", "")).update_query(query)
         except ValueError:
-            raise self._strange(response, "asks for a login at what is no address") from None
+            raise strange(self._name, response, "asks for a login at what is no address") from None
         # The login goes to the realm: never over plain HTTP when the registry itself was reached over TLS.
         if not realm.raw_host or realm.scheme not in (("https",) if url.scheme == "https" else ("http", "https")):
-            raise self._strange(response, "asks for a login at an address that is not safe")
+            raise strange(self._name, response, "asks for a login at an address that is not safe")
         answer = await self._send(endpoint, realm, {"Authorization": basic} if basic else {})
         try:
             if answer.status != 200:
                 raise self._refused(endpoint, answer)
-            body = await _read(answer, _MOST_TOKEN)
+            body = await read(answer, _MOST_TOKEN)
         finally:
             answer.close()
         try:
@@ -352,76 +347,10 @@ class Registry:
         except (ValueError, AttributeError, RecursionError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise self._strange(response, "gave no token")
+            raise strange(self._name, response, "gave no token")
         return f"Bearer {token}"
-
-    # --- what went wrong ---
-
-    def _refused(self, endpoint: Endpoint, response: aiohttp.ClientResponse) -> RunraError | TryAgain:
-        name, host, status = self._reference.short, endpoint.host, response.status
-        details = {"reference": name, "host": host, "status": status}
-        if status in (401, 403):
-            had = "the login it was given" if self._known(endpoint) else "a call without a login"
-            return RunraError(
-                "INVALID_REQUEST",
-                f"registry {host} answers {had} with {status} for {name}: there is no such image, or it is private; "
-                "check the name, or pull it with credentials (runra image pull --username)",
-                details=details,
-            )
-        if status == 404:
-            return RunraError(
-                "INVALID_REQUEST", f"registry {host} has no image {name}; check name and tag", details=details
-            )
-        if status == 429:
-            wait = response.headers.get("Retry-After", "")
-            error = RunraError(
-                "RATE_LIMITED",
-                f"registry {host} limits how often it is asked; wait, use a login or a mirror",
-                details=details,
-            )
-            return TryAgain(error, float(wait) if wait.isascii() and wait.isdigit() else None)
-        error = RunraError(
-            "INTERNAL_ERROR",
-            f"registry {host} answered {status} for {name}",
-            details=details,
-            status=502,
-            retryable=True,
-        )
-        return TryAgain(error) if status >= 500 else error
-
-    def _lost(self, host: str, error: BaseException) -> RunraError:
-        why = str(error) or ("nothing came in time" if isinstance(error, TimeoutError) else type(error).__name__)
-        return RunraError(
-            "INTERNAL_ERROR",
-            f"registry {host} cannot be reached for {self._reference.short}: {why[:300]}; check the name and this "
-            "server's network, name a mirror (`runra serve --registries`), or bring a file (`runra image import`)",
-            details={"reference": self._reference.short, "host": host},
-            status=502,
-            retryable=True,
-        )
-
-    def _strange(self, response: aiohttp.ClientResponse, what: str) -> RunraError:
-        return RunraError(
-            "INVALID_REQUEST",
-            f"registry {response.url.raw_host} {what} ({self._reference.short})",
-            details={"reference": self._reference.short, "host": response.url.raw_host},
-        )
 
 
 def _place(url: URL) -> tuple[str, str | None, int | None]:
     """Where a URL leads to: what has the same one may have the login."""
     return url.scheme, url.raw_host, url.port
-
-
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
-    """The body, or None when it is longer than it may be. Raises TimeoutError when it comes too slowly."""
-    found = bytearray()
-    try:
-        async with asyncio.timeout(_WHOLE):
-            async for part in response.content.iter_chunked(65_536):
-                found += part
-                if len(found) > most:
-                    return None
-    except TimeoutError:
-        raise TimeoutError(f"its answer did not come whole within {_WHOLE:.0f} s") from None
-    return bytes(found)
