@@ -18,6 +18,7 @@ from aiohttp import web
 from runra.errors import RunraError
 from runra.node.images import registry, store
 from runra.node.settings import RegistrySettings
+from tests import hosting
 from tests.hosting import Host, hosted, start_host, stop_host, until
 from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, Made, busybox, digest, image
@@ -494,8 +495,10 @@ def test_a_server_killed_in_mid_pull(tmp_path: Path) -> None:
             program = f"""
 import asyncio, sys
 from pathlib import Path
-from tests.hosting import start_host, hosted
+from tests import hosting
+from tests.hosting import start_host
 from tests.images.conftest import pull
+hosting.host_image_folder = Path({str(hosting.host_image_folder)!r})
 async def main():
     host = await start_host(Path({str(tmp_path / "data")!r}))
     await pull(host, {name!r})
