@@ -112,9 +112,12 @@ async def test_a_layer_that_is_another_is_refused(odd: OddRegistry, host: Host, 
 async def test_what_an_earlier_server_left_may_be_wrong(odd: OddRegistry, host: Host) -> None:
     made = big(1 << 20)
     name, (blob, data) = odd.push(made, "rotten:1"), largest(made)
-    parts = host.node.settings.images_dir / "parts"
-    parts.mkdir(exist_ok=True)
-    (parts / f"everybody-{blob.removeprefix('sha256:')}").write_bytes(b"x" * 1000)
+    odd.hook = lambda request, number: odd.blob(request, data, 1) if request.path.endswith(blob) else None
+    odd.piece = 1 << 18
+    await refused(pull(host, name))
+    [part] = (host.node.settings.images_dir / "parts").iterdir()
+    part.write_bytes(b"x" * 1000)
+    odd.hook = lambda request, number: None
     await pull(host, name)
     assert leftovers(host) == []
     assert len(data) > 1000

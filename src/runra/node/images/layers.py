@@ -120,13 +120,18 @@ class Layers:
         finally:
             self._delete(folder)
 
+    @contextlib.asynccontextmanager
+    async def turn(self, asker: str) -> AsyncIterator[None]:
+        """One of an organization's turns at unpacking: they are fewer than all there are."""
+        async with self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns)):
+            yield
+
     async def unpack(
-        self, blob: FileIO, digest: str, diff_id: str | None, scope: str, asker: str, min_free_mb: int | None = None
+        self, blob: FileIO, digest: str, diff_id: str | None, scope: str, min_free_mb: int | None = None
     ) -> Layer:
-        """A layer from its blob, whose digest the caller has checked, in a turn of the organization `asker`. Raises
-        INVALID_REQUEST for one that is hostile or not what the image's config says."""
-        turns = self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns))
-        async with turns, self._unpacks, self.scratch() as scratch:
+        """A layer from its blob, whose digest the caller has checked, in a turn of the caller's. Raises INVALID_REQUEST
+        for one that is hostile or not what the image's config says."""
+        async with self._unpacks, self.scratch() as scratch:
             fresh = scratch / "layer"
             fresh.mkdir()
             fresh.chmod(0o755)
@@ -154,8 +159,7 @@ class Layers:
             yield [*layers, seam] if seam is not None else layers
 
     async def _seam(self, layers: Sequence[Layer], digest: str, scope: str, asker: str) -> Layer | None:
-        turns = self._turns.setdefault(asker, asyncio.Semaphore(self._most_turns))
-        async with turns, self._unpacks, self.scratch() as scratch:
+        async with self.turn(asker), self._unpacks, self.scratch() as scratch:
             fresh = scratch / "layer"
             fresh.mkdir()
             fresh.chmod(0o755)

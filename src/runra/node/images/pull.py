@@ -91,13 +91,14 @@ class Wanted:
 
 
 class Puller:
-    """Fetches images from registries. A layer that two images have is fetched once, also at the same time."""
+    """Fetches images from registries. A layer that two images have is unpacked once, and fetched once from a registry,
+    also at the same time. From two registries each fetches it itself: one that dawdles holds up nobody else."""
 
     def __init__(self, layers: Layers, settings: NodeSettings) -> None:
         self._layers = layers
         self._settings = settings
         self._parts = settings.images_dir / "parts"
-        self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._busy: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     async def pull(self, wanted: Wanted, progress: Progress, keep: Callable[[Image], Awaitable[None]]) -> None:
         """Fetch it, and hand its record to `keep` while its layers cannot be deleted."""
@@ -122,7 +123,7 @@ class Puller:
 
                 async def one(blob: Descriptor, diff_id: str | None) -> Layer:
                     async with at_once:
-                        layer = await self._layer(registry, blob, diff_id, wanted.scope, progress, held, free)
+                        layer = await self._layer(registry, wanted, blob, diff_id, progress, held, free)
                     progress.layers_done += 1
                     return layer
 
@@ -171,21 +172,22 @@ class Puller:
     async def _layer(
         self,
         registry: Registry,
+        wanted: Wanted,
         blob: Descriptor,
         diff_id: str | None,
-        scope: str,
         progress: Progress,
         held: AsyncExitStack,
         free: int,
     ) -> Layer:
-        lock = self._busy.setdefault((scope, blob.digest), asyncio.Lock())
+        scope, host = wanted.scope, wanted.reference.host
+        lock = self._busy.setdefault((scope, host, blob.digest), asyncio.Lock())
         async with lock:
             held.enter_context(self._layers.pinned([layer_id(blob.digest)]))
             layer = self._layers.find(blob.digest)
             if layer is not None and layer.open_to(scope):
                 progress.have(blob.digest, blob.size)
                 return layer
-            part = self._part(blob, scope)
+            part = self._part(blob, scope, host)
             download = Download(part, blob, free, lambda count: progress.have(blob.digest, count))
             file = await download.fetch(registry)
             try:
@@ -206,17 +208,18 @@ class Puller:
         """The layer of a blob that has come whole for `scope`; `asker` is the organization whose turn its unpacking
         takes, `free` the MB that it leaves. The caller has pinned it."""
         lock = self._busy.setdefault(("unpack", digest), asyncio.Lock())
-        async with lock:
+        # The turn first: who waits for one, behind slow layers of its own, must keep nobody from this layer.
+        async with self._layers.turn(asker), lock:
             layer = self._layers.find(digest)
             if layer is None:
-                return await self._layers.unpack(file, digest, diff_id, scope, asker, free)
+                return await self._layers.unpack(file, digest, diff_id, scope, free)
             self._layers.note(layer, scope)
             return layer
 
-    def _part(self, blob: Descriptor, scope: str) -> Path:
+    def _part(self, blob: Descriptor, scope: str, host: str) -> Path:
         """Apart for each scope: whoever fetches only the end of another's blob has not had it."""
-        owner = hashlib.sha256(scope.encode()).hexdigest()[:16] if scope != EVERYBODY else "everybody"
-        return self._parts / f"{owner}-{blob.digest.removeprefix('sha256:')}"
+        source = hashlib.sha256(f"{scope}\0{host}".encode()).hexdigest()[:16]
+        return self._parts / f"{source}-{blob.digest.removeprefix('sha256:')}"
 
 
 async def together(works: list[Coroutine[Any, Any, Layer]]) -> list[Layer]:
