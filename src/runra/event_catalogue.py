@@ -26,6 +26,7 @@ _COMMAND: Final = {"command": "what runs, as given", "pid": "process id inside t
 _FAILURE: Final = {"code": "error code", "message": "what went wrong, and what to do"}
 _PATH: Final = {"path": "absolute, or from the sandbox's workdir"}
 _IMAGE: Final = {"reference": "which image"}
+_PULL: Final = {**_IMAGE, "pullId": "which pull, as its answer said"}
 _CALL: Final = {"id": "pairs a call with its result", "name": "the tool"}
 _MONEY: Final = {"amount": "cost so far", "currency": "USD unless configured"}
 
@@ -101,13 +102,13 @@ CATALOGUE: Final[Mapping[EventType, Kind]] = {
     "image.progress": Kind(
         "An image comes.",
         "debug",
-        {**_IMAGE, "doneBytes": "so far", "totalBytes": "of all", "layersDone": "whole ones", "layers": "of all"},
+        {**_PULL, "doneBytes": "so far", "totalBytes": "of all", "layersDone": "whole ones", "layers": "of all"},
     ),
     "image.ready": Kind(
         "An image can be used.",
-        fields={**_IMAGE, "digest": "its digest", "sizeBytes": "its size", "durationMs": "how long it took"},
+        fields={**_PULL, "digest": "its digest", "sizeBytes": "its size", "durationMs": "how long it took"},
     ),
-    "image.error": Kind("An image did not come.", "error", {**_IMAGE, **_FAILURE, "retryable": "whether to try again"}),
+    "image.error": Kind("An image did not come.", "error", {**_PULL, **_FAILURE, "retryable": "whether to try again"}),
     "image.deleted": Kind("An image was deleted.", fields=_IMAGE),
     "agent.thinking": Kind("The agent thinks; a turn of the model began.", "debug", {"text": "as far as it is told"}),
     "agent.tool_call": Kind("The agent calls a tool.", fields={**_CALL, "input": "its arguments"}),

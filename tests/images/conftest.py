@@ -77,9 +77,8 @@ async def pull(
     credentials = Credentials(username=login[0], password=login[1]) if login else None  # type: ignore[arg-type]
     everybody = login is None if shared is None else shared
     wanted = Wanted(reference_of(name), "" if everybody else organization, credentials, private)
-    task, _ = images.pull(wanted, organization)
     try:
-        await task
+        await images.pulls.begin(wanted, organization).task
     finally:
         await images.layers.settled()
     return images.info(name, organization)

@@ -21,6 +21,7 @@ from typing import Any
 from runra.contract import (
     FileEntry,
     ImageInfo,
+    ImagePulling,
     ImagesPruned,
     Reference,
     SandboxInfo,
@@ -659,8 +660,9 @@ class Images:
     def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]:
         return [made for (owner, _), made in self.known.items() if owner in ("", organization_id)]
 
-    def begin(self, name: str, organization_id: str, credentials: Any, shared: bool | None) -> str:
-        return self.add(name, organization_id, credentials is None if shared is None else shared).reference
+    def begin(self, name: str, organization_id: str, credentials: Any, shared: bool | None) -> ImagePulling:
+        made = self.add(name, organization_id, credentials is None if shared is None else shared)
+        return ImagePulling(reference=made.reference, pull_id="pull_fake")
 
     async def import_archive(self, chunks: Any, name: str | None, organization_id: str, *, shared: bool) -> ImageInfo:
         if not [chunk async for chunk in chunks]:

@@ -148,9 +148,11 @@ class ImageInfo(Wire):
 
 
 class ImagePulling(Wire):
-    """The answer to a pull: it goes on, and is told on the event stream after the event `after`."""
+    """The answer to a pull: it goes on, and is told on the event stream after the event `after`, by events with this
+    `pullId`. Others may pull an image of the same name at the same time."""
 
     reference: str
+    pull_id: str
     state: ImageState = "pulling"
     after: str = ""
 

@@ -14,6 +14,7 @@ from runra.contract import (
     Credentials,
     FileEntry,
     ImageInfo,
+    ImagePulling,
     ImagesPruned,
     Network,
     SandboxConfig,
@@ -163,7 +164,9 @@ class Images(Protocol):
 
     def info(self, name: str, organization_id: str) -> ImageInfo: ...
     def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]: ...
-    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> str: ...
+    def begin(
+        self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None
+    ) -> ImagePulling: ...
     async def import_archive(
         self, chunks: AsyncIterable[bytes], name: str | None, organization_id: str, *, shared: bool
     ) -> ImageInfo: ...

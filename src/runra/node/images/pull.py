@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from runra.contract import Credentials, Reference
 from runra.errors import RunraError
 from runra.events import EventLog, EventType, now_iso
+from runra.ids import new_id
 from runra.node.disk import promised_mb
 from runra.node.images.download import Download
 from runra.node.images.layers import EVERYBODY, Layer, Layers, layer_id
@@ -28,47 +29,6 @@ from runra.node.settings import NodeSettings
 _AT_ONCE: Final = 3
 #: Seconds between two `image.progress` events of one pull.
 _TELL_EVERY: Final = 0.5
-
-
-class Progress:
-    """How far an image is, and who wants to hear of it."""
-
-    def __init__(self, reference: Reference, events: EventLog, asker: str) -> None:
-        self.reference = reference
-        #: Who asked first; all organizations that asked for it.
-        self.asker = asker
-        self.organizations = {asker}
-        self.total_bytes = 0
-        self.layers = 0
-        self.layers_done = 0
-        self._done: dict[str, int] = {}
-        self._events = events
-
-    @property
-    def done_bytes(self) -> int:
-        return sum(self._done.values())
-
-    def have(self, digest: str, count: int) -> None:
-        self._done[digest] = count
-
-    def tell(self, kind: EventType, **data: Any) -> None:
-        for organization_id in self.organizations:
-            self._events.publish(kind, "", {"reference": self.reference.short, **data}, organization_id=organization_id)
-
-    async def keep_telling(self) -> None:
-        """Whenever something has changed, until cancelled."""
-        told: dict[str, Any] = {}
-        while True:
-            now = {
-                "doneBytes": self.done_bytes,
-                "totalBytes": self.total_bytes,
-                "layersDone": self.layers_done,
-                "layers": self.layers,
-            }
-            if now != told:
-                self.tell("image.progress", **now)
-                told = now
-            await asyncio.sleep(_TELL_EVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +50,52 @@ class Wanted:
         return str(self.reference), self.scope, login, self.private
 
 
+class Pull:
+    """One pull under way: how far it is, and who wants to hear of it. `task` ends with its image."""
+
+    task: asyncio.Task[Image]
+
+    def __init__(self, wanted: Wanted, events: EventLog, asker: str) -> None:
+        self.id = new_id("pull")
+        self.wanted = wanted
+        self.reference = wanted.reference
+        #: Who asked first; all organizations that asked for it.
+        self.asker = asker
+        self.organizations = {asker}
+        self.total_bytes = 0
+        self.layers = 0
+        self.layers_done = 0
+        self._done: dict[str, int] = {}
+        self._events = events
+
+    @property
+    def done_bytes(self) -> int:
+        return sum(self._done.values())
+
+    def have(self, digest: str, count: int) -> None:
+        self._done[digest] = count
+
+    def tell(self, kind: EventType, **data: Any) -> None:
+        data = {"reference": self.reference.short, "pullId": self.id, **data}
+        for organization_id in self.organizations:
+            self._events.publish(kind, "", data, organization_id=organization_id)
+
+    async def keep_telling(self) -> None:
+        """Whenever something has changed, until cancelled."""
+        told: dict[str, Any] = {}
+        while True:
+            now = {
+                "doneBytes": self.done_bytes,
+                "totalBytes": self.total_bytes,
+                "layersDone": self.layers_done,
+                "layers": self.layers,
+            }
+            if now != told:
+                self.tell("image.progress", **now)
+                told = now
+            await asyncio.sleep(_TELL_EVERY)
+
+
 class Puller:
     """Fetches images from registries. A layer that two images have is unpacked once, and fetched once from a registry,
     also at the same time. From two registries each fetches it itself: one that dawdles holds up nobody else."""
@@ -100,12 +106,12 @@ class Puller:
         self._parts = settings.images_dir / "parts"
         self._busy: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
-    async def pull(self, wanted: Wanted, progress: Progress, keep: Callable[[Image], Awaitable[None]]) -> None:
-        """Fetch it, and hand its record to `keep` while its layers cannot be deleted."""
+    async def pull(self, pull: Pull, keep: Callable[[Image], Awaitable[Image]]) -> Image:
+        """Fetch it, and hand its record to `keep` while its layers cannot be deleted. Returns what `keep` does."""
         self._parts.mkdir(mode=0o700, exist_ok=True)
-        reference = wanted.reference
+        wanted, reference = pull.wanted, pull.reference
         what = f"image {reference.short}"
-        telling = asyncio.create_task(progress.keep_telling(), name="image progress")
+        telling = asyncio.create_task(pull.keep_telling(), name="image progress")
         try:
             async with (
                 Registry(reference, self._settings.registries, wanted.credentials, private=wanted.private) as registry,
@@ -115,7 +121,7 @@ class Puller:
                 config = parse(Config, await registry.config(manifest.config), f"the config of {what}")
                 check(manifest, config, what)
                 blobs = {layer.digest: layer.size for layer in manifest.layers}
-                progress.total_bytes, progress.layers = sum(blobs.values()), len(manifest.layers)
+                pull.total_bytes, pull.layers = sum(blobs.values()), len(manifest.layers)
                 unknown: list[str | None] = [None] * len(manifest.layers)
                 diff_ids = list(config.root_fs.diff_ids) or unknown
                 at_once = asyncio.Semaphore(_AT_ONCE)
@@ -123,8 +129,8 @@ class Puller:
 
                 async def one(blob: Descriptor, diff_id: str | None) -> Layer:
                     async with at_once:
-                        layer = await self._layer(registry, wanted, blob, diff_id, progress, held, free)
-                    progress.layers_done += 1
+                        layer = await self._layer(registry, pull, blob, diff_id, held, free)
+                    pull.layers_done += 1
                     return layer
 
                 pairs = zip(manifest.layers, diff_ids, strict=True)
@@ -134,8 +140,8 @@ class Puller:
                     raise RunraError(
                         "INVALID_REQUEST", f"{what} is larger than the {self._settings.max_image_mb} MB allowed here"
                     )
-                joined = await held.enter_async_context(self._layers.joined(layers, wanted.scope, progress.asker))
-                await keep(
+                joined = await held.enter_async_context(self._layers.joined(layers, wanted.scope, pull.asker))
+                return await keep(
                     image_of(
                         config,
                         reference=reference,
@@ -172,26 +178,25 @@ class Puller:
     async def _layer(
         self,
         registry: Registry,
-        wanted: Wanted,
+        pull: Pull,
         blob: Descriptor,
         diff_id: str | None,
-        progress: Progress,
         held: AsyncExitStack,
         free: int,
     ) -> Layer:
-        scope, host = wanted.scope, wanted.reference.host
+        scope, host = pull.wanted.scope, pull.reference.host
         lock = self._busy.setdefault((scope, host, blob.digest), asyncio.Lock())
         async with lock:
             held.enter_context(self._layers.pinned([layer_id(blob.digest)]))
             layer = self._layers.find(blob.digest)
             if layer is not None and layer.open_to(scope):
-                progress.have(blob.digest, blob.size)
+                pull.have(blob.digest, blob.size)
                 return layer
             part = self._part(blob, scope, host)
-            download = Download(part, blob, free, lambda count: progress.have(blob.digest, count))
+            download = Download(part, blob, free, lambda count: pull.have(blob.digest, count))
             file = await download.fetch(registry)
             try:
-                return await self.have(file, blob.digest, diff_id, scope, progress.asker, free)
+                return await self.have(file, blob.digest, diff_id, scope, pull.asker, free)
             finally:
                 file.close()
                 part.unlink(missing_ok=True)

@@ -11,19 +11,21 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from runra.contract import Credentials, ImageInfo, ImagesPruned, Reference
+from runra.contract import Credentials, ImageInfo, ImagePulling, ImagesPruned, Reference
 from runra.errors import RunraError
 from runra.events import EventLog
 from runra.node.cgroups import Hierarchies
 from runra.node.images import Overlay, RootFilesystem, skeleton
 from runra.node.images.layers import EVERYBODY, Layers, write_whole
-from runra.node.images.pull import Progress, Puller, Wanted
+from runra.node.images.pull import Puller, Wanted
+from runra.node.images.pulls import Pulls
 from runra.node.images.record import Image
 from runra.node.images.unpack import TakeIds, Unpacker
 from runra.node.launcher import Launcher
@@ -31,9 +33,6 @@ from runra.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-#: Pulls under way at once, and those that one organization's creates began; who comes then is told to come back.
-_MOST_PULLS: Final = 16
-_MOST_OF_ONE: Final = 4
 #: Seconds in which an image that was asked for is not made to go.
 _FRESH = 60.0
 #: Seconds after which what is left of a broken pull goes, when something is pruned or the server starts.
@@ -59,7 +58,10 @@ class Images:
         self.events = events
         self._records = settings.images_dir / "names"
         self._known: dict[tuple[str, str], Image] = {}
-        self._pulls: dict[tuple[str, str, str, bool], tuple[asyncio.Task[None], Progress]] = {}
+        #: Names whose pull a create waits for: what has come stays until it takes it.
+        self._awaited: Counter[str] = Counter()
+        # Layers that are whole are kept for another try, but not on a full disk.
+        self.pulls = Pulls(self.puller, events, settings.pull_timeout, self.keep, self.collect)
         self._skeleton: tuple[Path, Path] | None = None
 
     async def start(self, hierarchies: Hierarchies) -> None:
@@ -84,10 +86,7 @@ class Images:
 
     async def close(self) -> None:
         """End the pulls; what they fetched is taken up by the next."""
-        tasks = [task for task, _ in self._pulls.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.pulls.close()
         await self.layers.settled()
 
     # --- finding ---
@@ -105,13 +104,13 @@ class Images:
         image = self.find(reference, organization_id)
         if image is not None:
             return self._info(image)
-        for _, progress in self._pulls.values():
-            if progress.reference == reference and organization_id in progress.organizations:
+        for pull in self.pulls:
+            if pull.reference == reference and organization_id in pull.organizations:
                 return ImageInfo(
                     reference=reference.short,
                     state="pulling",
-                    done_bytes=progress.done_bytes,
-                    total_bytes=progress.total_bytes,
+                    done_bytes=pull.done_bytes,
+                    total_bytes=pull.total_bytes,
                 )
         raise no_image(reference)
 
@@ -131,26 +130,33 @@ class Images:
     async def root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
         """The root an image's name stands for, pulled first when it is not here. Its layers stay while entered."""
         reference = reference_of(name)
-        image = self.find(reference, organization_id)
-        if image is None:
-            if not self.settings.pull_on_create:
-                raise RunraError(
-                    "INVALID_REQUEST",
-                    f"no image {reference.short} on this server, which fetches none by itself; an administrator gets "
-                    "it with `runra image pull`",
-                    details={"field": "image", "value": name},
-                )
-            # A tenant's word: no login, and only to where anybody could go.
-            wanted = Wanted(reference, EVERYBODY, None, private=False)
-            task, _ = self.pull(wanted, organization_id)
-            await asyncio.shield(task)
-            image = self.find(reference, organization_id)
-            if image is None:  # deleted in the same moment
-                raise no_image(reference)
+        image = self.find(reference, organization_id) or await self._fetched(reference, organization_id)
         with self.layers.pinned(image.layers):
             with contextlib.suppress(OSError):
                 os.utime(self._records / image.file)
             yield self.root_of(image)
+
+    async def _fetched(self, reference: Reference, organization_id: str) -> Image:
+        """Pull it for a create: a tenant's word, so without a login, and only from where anybody could."""
+        if not self.settings.pull_on_create:
+            raise RunraError(
+                "INVALID_REQUEST",
+                f"no image {reference.short} on this server, which fetches none by itself; an administrator gets "
+                "it with `runra image pull`",
+                details={"field": "image", "value": reference.short},
+            )
+        name = str(reference)
+        self._awaited[name] += 1
+        try:
+            pull = self.pulls.begin(Wanted(reference, EVERYBODY, None, private=False), organization_id)
+            await asyncio.shield(pull.task)
+        finally:
+            self._awaited[name] -= 1
+            self._awaited += Counter()  # forgets what nobody waits for
+        image = self.find(reference, organization_id)
+        if image is None:  # deleted by name in the same moment
+            raise no_image(reference)
+        return image
 
     def root_of(self, image: Image) -> RootFilesystem:
         assert self._skeleton is not None, "start() makes it"
@@ -160,37 +166,15 @@ class Images:
 
     # --- pulling ---
 
-    def pull(self, wanted: Wanted, organization_id: str) -> tuple[asyncio.Task[None], Progress]:
-        """Begin a pull, or join the one under way. It ends by itself, whoever waits for it or no longer does."""
-        if (flying := self._pulls.get(wanted.key)) is not None:
-            flying[1].organizations.add(organization_id)
-            return flying
-        if len(self._pulls) >= _MOST_PULLS:
-            raise RunraError(
-                "RESOURCE_EXHAUSTED", f"{_MOST_PULLS} images are being pulled already; try again when one is here"
-            )
-        mine = sum(1 for _, progress in self._pulls.values() if progress.asker == organization_id)
-        if not wanted.private and mine >= _MOST_OF_ONE:
-            raise RunraError(
-                "RESOURCE_EXHAUSTED",
-                f"{mine} images are being pulled for your organization already; try again when one is here",
-                details={"limit": _MOST_OF_ONE},
-            )
-        progress = Progress(wanted.reference, self.events, organization_id)
-        task = asyncio.create_task(self._pull(wanted, progress), name=f"pull {wanted.reference.short}")
-        # A failure nobody waits for is told by its event.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._pulls[wanted.key] = task, progress
-        return task, progress
-
-    def begin(self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None) -> str:
-        """An administrator's pull, in the background: it may reach any address, and refreshes what is here. Returns
-        the image's short name, which its events carry."""
+    def begin(
+        self, name: str, organization_id: str, credentials: Credentials | None, shared: bool | None
+    ) -> ImagePulling:
+        """An administrator's pull, in the background: it may reach any address, and refreshes what is here."""
         reference = reference_of(name)
         everybody = credentials is None if shared is None else shared
         scope = EVERYBODY if everybody else organization_id
-        self.pull(Wanted(reference, scope, credentials, private=True), organization_id)
-        return reference.short
+        pull = self.pulls.begin(Wanted(reference, scope, credentials, private=True), organization_id)
+        return ImagePulling(reference=reference.short, pull_id=pull.id)
 
     async def import_archive(
         self, chunks: AsyncIterable[bytes], name: str | None, organization_id: str, *, shared: bool
@@ -221,48 +205,19 @@ class Images:
             image = await commit(self, sandbox, upper, reference, base=base, scope=scope, step=how["step"])
         return self._info(image)
 
-    async def _pull(self, wanted: Wanted, progress: Progress) -> None:
-        timeout = self.settings.pull_timeout
-        started = time.monotonic()
-        try:
-            try:
-                async with asyncio.timeout(timeout):
-                    await self.puller.pull(wanted, progress, self.keep)
-            except TimeoutError:
-                raise RunraError(
-                    "INTERNAL_ERROR",
-                    f"image {wanted.reference.short} was not here within {timeout:.0f} s; what has come is kept: try "
-                    "again, or raise --pull-timeout",
-                    status=504,
-                    retryable=True,
-                ) from None
-            except OSError as error:
-                raise RunraError(
-                    "INTERNAL_ERROR", f"image {wanted.reference.short} could not be stored: {error}"
-                ) from error
-        except RunraError as error:
-            if error.code == "RESOURCE_EXHAUSTED":
-                self.collect()  # layers that are whole are kept for another try, but not on a full disk
-            progress.tell("image.error", code=error.code, message=error.message, retryable=error.retryable)
-            raise
-        except asyncio.CancelledError:
-            progress.tell("image.error", code="INTERNAL_ERROR", message="the server is stopping", retryable=True)
-            raise
-        else:
-            duration = int((time.monotonic() - started) * 1000)
-            image = self._known[wanted.scope, str(wanted.reference)]
-            progress.tell("image.ready", digest=image.digest, sizeBytes=image.bytes, durationMs=duration)
-        finally:
-            del self._pulls[wanted.key]
+    async def keep(self, image: Image) -> Image:
+        """Make a name mean this image from now on, and return it. Its layers are here and held by the caller.
 
-    async def keep(self, image: Image) -> None:
-        """Make a name mean this image from now on. Its layers are here and held by the caller."""
+        What a create fetched takes no name from what an administrator brought meanwhile: it returns that one then."""
         await self.layers.flush()
+        if image.by_create and (there := self._known.get((image.scope, image.reference))) is not None:
+            return there
         write_whole(self._records / image.file, image.model_dump_json())
         self._known[image.scope, image.reference] = image
         if image.by_create:
             self._evict(image)
         self.collect()
+        return image
 
     # --- deleting ---
 
@@ -320,6 +275,8 @@ class Images:
         gone = []
         for (scope, _), image in list(self._known.items()):
             if scope not in (organization_id, EVERYBODY) or busy & set(image.layers):
+                continue
+            if image.reference in self._awaited:
                 continue
             with contextlib.suppress(OSError):
                 if time.time() - (self._records / image.file).stat().st_mtime < unused_for_ms / 1000:

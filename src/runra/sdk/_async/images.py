@@ -121,7 +121,7 @@ class AsyncImages:
         worker = AsyncWorker("runra-pull", deadline)
         try:
             async for event in stream:
-                if event.data.get("reference") != told.reference:
+                if event.data.get("pullId") != told.pull_id:
                     continue
                 if event.type == "image.progress":
                     yield ImageProgress.of(event.data)

@@ -121,7 +121,7 @@ class Images:
         worker = Worker("runra-pull", deadline)
         try:
             for event in stream:
-                if event.data.get("reference") != told.reference:
+                if event.data.get("pullId") != told.pull_id:
                     continue
                 if event.type == "image.progress":
                     yield ImageProgress.of(event.data)

@@ -31,11 +31,11 @@ class ImportQuery(Query):
 @routes.route("POST", "/images", scope="admin:*", answer=ImagePulling, status=202)
 async def pull_image(call: Caller, body: ImagePull) -> Response:
     """Begin to pull an image, or to refresh one that is here. What follows is told on the event stream, as
-    `image.progress`, then `image.ready` or `image.error`: read it from the event `after` on."""
+    `image.progress`, then `image.ready` or `image.error`, with its `pullId`: read it from the event `after` on."""
     call.services.access.require_image(call.key, body.reference)
     after = call.services.events.last_id
-    name = call.services.node.images.begin(body.reference, call.key.organization_id, body.credentials, body.shared)
-    return answer(ImagePulling(reference=name, after=after), 202)
+    begun = call.services.node.images.begin(body.reference, call.key.organization_id, body.credentials, body.shared)
+    return answer(begun.model_copy(update={"after": after}), 202)
 
 
 @routes.route("POST", "/images/import", scope="admin:*", answer=ImageInfo, status=201, raw_body="application/x-tar")
