@@ -182,6 +182,22 @@ async def test_what_a_registry_answers_is_said(
     assert [(one["code"], one["reference"]) for one in told] == [(code, f"{odd.host}/team/app:1")]
 
 
+async def test_what_nobody_foresaw_is_told_as_well(
+    odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever waits for the event waits for ever."""
+
+    def parse(*_: Any) -> None:
+        raise RecursionError("a fault of ours")
+
+    monkeypatch.setattr("runra.node.images.pull.parse", parse)
+    error = await refused(pull(host, odd.push(image(busybox()), "odd:1")))
+    assert (error.code, "RecursionError" in error.message) == ("INTERNAL_ERROR", True)
+    [told] = [event.data for event in host.events if event.type == "image.error"]
+    assert (told["code"], told["message"]) == (error.code, error.message)
+    assert list(host.node.images.pulls) == []
+
+
 async def test_trouble_that_passes_is_waited_for(odd: OddRegistry, host: Host) -> None:
     name = odd.push(image(busybox()), "flaky:1")
 

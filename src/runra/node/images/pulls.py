@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ from runra.errors import RunraError
 from runra.events import EventLog
 from runra.node.images.pull import Pull, Puller, Wanted
 from runra.node.images.record import Image
+
+log = logging.getLogger(__name__)
 
 #: Pulls under way at once, and those that one organization's creates began; who comes then is told to come back.
 _MOST_PULLS: Final = 16
@@ -91,10 +94,24 @@ class Pulls:
             del self._flying[pull.wanted.key]
 
     async def _fetched(self, pull: Pull) -> Image:
+        """Raises nothing but RunraError, whatever a registry brings about: somebody waits to be told."""
         what = f"image {pull.reference.short}"
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._puller.pull(pull, self._keep)
+                try:
+                    return await self._puller.pull(pull, self._keep)
+                except RunraError:
+                    raise
+                except OSError as error:
+                    why = str(error) or type(error).__name__
+                    raise RunraError("INTERNAL_ERROR", f"{what} could not be stored: {why}") from error
+                except Exception as error:
+                    log.exception("%s was not pulled", what)
+                    raise RunraError(
+                        "INTERNAL_ERROR",
+                        f"{what} was not pulled, for a reason Runra did not foresee ({type(error).__name__}); the "
+                        "server's log tells more",
+                    ) from error
         except TimeoutError:
             raise RunraError(
                 "INTERNAL_ERROR",
@@ -103,5 +120,3 @@ class Pulls:
                 status=504,
                 retryable=True,
             ) from None
-        except OSError as error:
-            raise RunraError("INTERNAL_ERROR", f"{what} could not be stored: {error}") from error
