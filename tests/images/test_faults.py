@@ -462,7 +462,12 @@ async def test_a_full_disk_leaves_nothing_half_made(odd: OddRegistry, tmp_path: 
             assert error.code == "RESOURCE_EXHAUSTED"
             assert host.node.images.listed(ORGANIZATION) == []
             assert layer_folders(host) == []
+            # What broken pulls left makes room for one that comes.
+            (home / "parts").mkdir(exist_ok=True)
+            with (home / "parts/left").open("wb") as left:
+                os.posix_fallocate(left.fileno(), 0, 43 << 20)
             await pull(host, odd.push(image(busybox()), "full:fits"))
+            assert leftovers(host) == []
         finally:
             await stop_host(host)
     finally:
@@ -482,6 +487,26 @@ async def test_a_create_leaves_what_the_sandboxes_disk_may_take(odd: OddRegistry
         assert (await refused(host.create(image=name))).code == "RESOURCE_EXHAUSTED"
         await pull(host, name)
         assert await host.create(image=name)
+
+
+async def test_what_broken_pulls_leave_is_bounded(odd: OddRegistry, tmp_path: Path) -> None:
+    """Like the images that creates fetch: whoever may create could else fill the disk."""
+    private = {odd.host: RegistrySettings(private=True)}
+    odd.piece = 1 << 18
+    async with hosted(tmp_path / "data", registries=private, max_images_mb=3) as host:
+        parts = host.node.settings.images_dir / "parts"
+        for number in range(5):
+            made = image(Layer().add("big", os.urandom(2 << 20)), how="")
+            name, (blob, data) = odd.push(made, f"broken:{number}"), largest(made)
+            odd.hook = lambda request, number, blob=blob, data=data: (
+                odd.blob(request, data, stop_at=1 << 20) if request.path.endswith(blob) else None
+            )
+            await refused(host.create(image=name))
+            assert list(parts.glob(f"*-{blob.removeprefix('sha256:')}")), "the latest goes last"
+            assert sum(path.stat().st_size for path in parts.iterdir()) <= 3 << 20
+        pruned = await host.node.images.prune(ORGANIZATION, 0)
+        assert (pruned.references, pruned.freed_bytes > 0) == ([], True)
+        assert leftovers(host) == []
 
 
 async def test_images_of_creates_make_room_for_others(

@@ -197,11 +197,17 @@ class Layers:
 
     # --- deleting ---
 
+    def unnamed(self, named: Iterable[str]) -> int:
+        """Bytes of the layers that `collect` would delete."""
+        return sum(self._known[name].bytes for name in self._known.keys() - set(named) - self._used())
+
+    def _used(self) -> set[str]:
+        pinned = {name for name, count in self._pins.items() if count > 0}
+        return pinned | {path.name for user in self.users for path in user() if path.parent == self._home}
+
     def collect(self, named: Iterable[str]) -> int:
         """Delete layers that nothing names. Returns how many bytes that frees. Deciding takes one step."""
-        unnamed = self._known.keys() - set(named)
-        used = {name for name, count in self._pins.items() if count > 0}
-        used |= {path.name for user in self.users for path in user() if path.parent == self._home}
+        unnamed, used = self._known.keys() - set(named), self._used()
         self.awaited = bool(unnamed & used)
         freed = 0
         for name in unnamed - used:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from io import FileIO
-from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -21,6 +21,7 @@ from runra.node.disk import promised_mb
 from runra.node.images.download import Download
 from runra.node.images.layers import EVERYBODY, Layer, Layers, layer_id
 from runra.node.images.manifest import INDEXES, Config, Descriptor, Index, Manifest, check, choose, parse
+from runra.node.images.parts import Parts
 from runra.node.images.record import Image, image_of
 from runra.node.images.registry import Registry
 from runra.node.settings import NodeSettings
@@ -100,15 +101,16 @@ class Puller:
     """Fetches images from registries. A layer that two images have is unpacked once, and fetched once from a registry,
     also at the same time. From two registries each fetches it itself: one that dawdles holds up nobody else."""
 
-    def __init__(self, layers: Layers, settings: NodeSettings) -> None:
+    def __init__(self, layers: Layers, parts: Parts, settings: NodeSettings, make_room: Callable[[], object]) -> None:
         self._layers = layers
+        self._parts = parts
         self._settings = settings
-        self._parts = settings.images_dir / "parts"
+        #: Deletes what nobody needs, of a disk that has no room for a blob.
+        self._make_room = make_room
         self._busy: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     async def pull(self, pull: Pull, keep: Callable[[Image], Awaitable[Image]]) -> Image:
         """Fetch it, and hand its record to `keep` while its layers cannot be deleted. Returns what `keep` does."""
-        self._parts.mkdir(mode=0o700, exist_ok=True)
         wanted, reference = pull.wanted, pull.reference
         what = f"image {reference.short}"
         telling = asyncio.create_task(pull.keep_telling(), name="image progress")
@@ -192,14 +194,17 @@ class Puller:
             if layer is not None and layer.open_to(scope):
                 pull.have(blob.digest, blob.size)
                 return layer
-            part = self._part(blob, scope, host)
-            download = Download(part, blob, free, lambda count: pull.have(blob.digest, count))
-            file = await download.fetch(registry)
-            try:
-                return await self.have(file, blob.digest, diff_id, scope, pull.asker, free)
-            finally:
-                file.close()
-                part.unlink(missing_ok=True)
+            with self._parts.part(scope, host, blob.digest) as part:
+                about = os.statvfs(self._settings.images_dir)
+                if about.f_bavail * about.f_frsize - blob.size < free << 20:
+                    self._make_room()
+                download = Download(part, blob, free, lambda count: pull.have(blob.digest, count))
+                file = await download.fetch(registry)
+                try:
+                    return await self.have(file, blob.digest, diff_id, scope, pull.asker, free)
+                finally:
+                    file.close()
+                    part.unlink(missing_ok=True)
 
     async def have(
         self,
@@ -220,11 +225,6 @@ class Puller:
                 return await self._layers.unpack(file, digest, diff_id, scope, free)
             self._layers.note(layer, scope)
             return layer
-
-    def _part(self, blob: Descriptor, scope: str, host: str) -> Path:
-        """Apart for each scope: whoever fetches only the end of another's blob has not had it."""
-        source = hashlib.sha256(f"{scope}\0{host}".encode()).hexdigest()[:16]
-        return self._parts / f"{source}-{blob.digest.removeprefix('sha256:')}"
 
 
 async def together(works: list[Coroutine[Any, Any, Layer]]) -> list[Layer]:

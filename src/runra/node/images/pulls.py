@@ -22,7 +22,7 @@ _MOST_OF_ONE: Final = 4
 
 
 class Pulls:
-    """Begins pulls and lets others join. `keep` gives an image its name, `full` is called when the disk is."""
+    """Begins pulls and lets others join. `keep` gives an image its name, `failed` hears what went wrong."""
 
     def __init__(
         self,
@@ -30,13 +30,13 @@ class Pulls:
         events: EventLog,
         timeout: float,
         keep: Callable[[Image], Awaitable[Image]],
-        full: Callable[[], object],
+        failed: Callable[[RunraError], object],
     ) -> None:
         self._puller = puller
         self._events = events
         self._timeout = timeout
         self._keep = keep
-        self._full = full
+        self._failed = failed
         self._flying: dict[tuple[str, str, str, bool], Pull] = {}
 
     def __iter__(self) -> Iterator[Pull]:
@@ -79,8 +79,7 @@ class Pulls:
         try:
             image = await self._fetched(pull)
         except RunraError as error:
-            if error.code == "RESOURCE_EXHAUSTED":
-                self._full()
+            self._failed(error)
             pull.tell("image.error", code=error.code, message=error.message, retryable=error.retryable)
             raise
         except asyncio.CancelledError:

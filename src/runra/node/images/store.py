@@ -24,6 +24,7 @@ from runra.events import EventLog
 from runra.node.cgroups import Hierarchies
 from runra.node.images import Overlay, RootFilesystem, skeleton
 from runra.node.images.layers import EVERYBODY, Layers, write_whole
+from runra.node.images.parts import Parts
 from runra.node.images.pull import Puller, Wanted
 from runra.node.images.pulls import Pulls
 from runra.node.images.record import Image
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which an image that was asked for is not made to go.
 _FRESH = 60.0
-#: Seconds after which what is left of a broken pull goes, when something is pruned or the server starts.
+#: Seconds after which what is left of a broken pull goes when the server starts.
 _PART_AGE: Final = 24 * 3600.0
 
 
@@ -54,14 +55,14 @@ class Images:
         self.settings = settings
         self.unpacker = Unpacker(launcher, settings, take_ids)
         self.layers = Layers(settings.images_dir, launcher, self.unpacker)
-        self.puller = Puller(self.layers, settings)
+        self.parts = Parts(settings.images_dir / "parts")
+        self.puller = Puller(self.layers, self.parts, settings, self.make_room)
         self.events = events
         self._records = settings.images_dir / "names"
         self._known: dict[tuple[str, str], Image] = {}
         #: Names whose pull a create waits for: what has come stays until it takes it.
         self._awaited: Counter[str] = Counter()
-        # Layers that are whole are kept for another try, but not on a full disk.
-        self.pulls = Pulls(self.puller, events, settings.pull_timeout, self.keep, self.collect)
+        self.pulls = Pulls(self.puller, events, settings.pull_timeout, self.keep, self._failed)
         self._skeleton: tuple[Path, Path] | None = None
 
     async def start(self, hierarchies: Hierarchies) -> None:
@@ -82,7 +83,7 @@ class Images:
             else:
                 log.warning("image %s is removed: a layer of it is gone", image.reference)
                 path.unlink()
-        self._old_parts()
+        self.parts.drop(age=_PART_AGE)
 
     async def close(self) -> None:
         """End the pulls; what they fetched is taken up by the next."""
@@ -183,7 +184,11 @@ class Images:
         # Imported here: an archive keeps its image through this very class.
         from runra.node.images.archive import import_archive
 
-        image = await import_archive(self, chunks, name, EVERYBODY if shared else organization_id)
+        try:
+            image = await import_archive(self, chunks, name, EVERYBODY if shared else organization_id)
+        except RunraError as error:
+            self._failed(error)
+            raise
         info = self._info(image)
         self.events.publish("image.ready", "", {"reference": info.reference}, organization_id=organization_id)
         return info
@@ -237,20 +242,26 @@ class Images:
         del self._known[image.scope, image.reference]
         (self._records / image.file).unlink(missing_ok=True)
 
-    def _evict(self, fresh: Image) -> None:
-        """Images of creates go, those unused for longest first, until with `fresh` they take what they may."""
+    def _evict(self, fresh: Image | None = None) -> None:
+        """What creates brought goes, until it takes what it may: what is left of broken pulls, then images, those
+        unused for longest first, but not `fresh`."""
         fetched = {image.file: image for image in self._known.values() if image.by_create}
         used = {name: _age(self._records / name) for name in fetched}
         busy = self._busy()
         about, most = os.statvfs(self._records), self.settings.max_images_mb
         room = about.f_bavail * about.f_frsize - (self.puller.leaves(private=False) << 20)
         budget = (self._taken(fetched.values()) + max(0, room)) // 2 if most is None else most << 20
+        left = max(0, budget - self._taken(fetched.values()))
+        if self.layers.unnamed(self._named()) + self.parts.bytes > left:
+            self.collect()
+            self.parts.drop(keep=left)
         for name in sorted(fetched, key=used.__getitem__, reverse=True):
             # Whoever has just fetched or found one has yet to take it.
             if self._taken(fetched.values()) <= budget or used[name] < _FRESH:
                 return
-            if name != fresh.file and not set(fetched[name].layers) <= busy:  # else it would free nothing
-                log.info("image %s makes room for others", fetched[name].reference)
+            image = fetched[name]
+            if image != fresh and not set(image.layers) <= busy:  # else it would free nothing
+                log.info("image %s makes room for others", image.reference)
                 self._forget(fetched.pop(name))
 
     def _taken(self, images: Iterable[Image]) -> int:
@@ -262,7 +273,21 @@ class Images:
 
     def collect(self) -> int:
         """Delete layers that no image, no sandbox and nobody else names."""
-        return self.layers.collect(layer for image in self._known.values() for layer in image.layers)
+        return self.layers.collect(self._named())
+
+    def _named(self) -> set[str]:
+        return {layer for image in self._known.values() for layer in image.layers}
+
+    def make_room(self) -> int:
+        """Delete what nobody needs, what is left of broken pulls as well. Returns how many bytes that frees."""
+        return self.collect() + self.parts.drop()
+
+    def _failed(self, error: RunraError) -> None:
+        """What a pull or import that failed left is kept for another try, within bounds, and not on a full disk."""
+        if error.code == "RESOURCE_EXHAUSTED":
+            self.make_room()
+        else:
+            self._evict()
 
     def released(self) -> None:
         """Somebody stopped using layers."""
@@ -283,20 +308,7 @@ class Images:
                     continue
             self._forget(image)
             gone.append(Reference.parse(image.reference).short)
-        return ImagesPruned(references=sorted(gone), freed_bytes=self.collect() + self._old_parts())
-
-    def _old_parts(self) -> int:
-        freed = 0
-        for part in _files(self.settings.images_dir / "parts"):
-            about = part.stat()
-            if time.time() - about.st_mtime > _PART_AGE:
-                part.unlink()
-                freed += about.st_size
-        return freed
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return list(folder.iterdir()) if folder.exists() else []
+        return ImagesPruned(references=sorted(gone), freed_bytes=self.make_room())
 
 
 def _age(path: Path) -> float:
