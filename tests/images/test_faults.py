@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from runra.errors import RunraError
-from runra.node.images import registry, store
+from runra.node.images import cache, registry
 from runra.node.settings import RegistrySettings
 from tests import hosting
 from tests.hosting import Host, hosted, start_host, stop_host, until
@@ -509,10 +509,7 @@ async def test_what_broken_pulls_leave_is_bounded(odd: OddRegistry, tmp_path: Pa
         assert leftovers(host) == []
 
 
-async def test_images_of_creates_make_room_for_others(
-    odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "_FRESH", 0.0)
+async def test_images_of_creates_make_room_for_others(odd: OddRegistry, tmp_path: Path) -> None:
     names = [odd.push(image(busybox(), Layer().add("of", b"%d" % n * (2 << 20))), f"cached:{n}") for n in range(4)]
     private = {odd.host: RegistrySettings(private=True)}
     async with hosted(tmp_path / "data", registries=private, max_images_mb=5) as host:
@@ -524,6 +521,28 @@ async def test_images_of_creates_make_room_for_others(
                 pass
         assert {one.reference for one in images.listed(ORGANIZATION)} == {names[0], names[1], names[3]}
         assert (await host.run(sandbox, "head -c 3 /of"))[0] == "111"
+
+
+async def test_images_without_layers_take_room_as_well(
+    odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their records do: on disk, in memory, and in every organization's list."""
+    private = {odd.host: RegistrySettings(private=True)}
+    async with hosted(tmp_path / "data", registries=private, max_images_mb=1) as host:
+        images = host.node.images
+
+        async def names(count: int, label: int) -> list[str]:
+            for number in range(count):
+                name = odd.push(image(Labels={"of": f"{number}".rjust(label)}), f"labels:{label}-{number}")
+                async with images.root(name, ORGANIZATION):
+                    pass
+            return [one.reference.partition("-")[2] for one in images.listed(ORGANIZATION)]
+
+        assert await names(7, 200_000) == ["6", "5", "4", "3", "2"]
+        error = await refused(names(1, 300_000))
+        assert (error.code, "labels" in error.message) == ("INVALID_REQUEST", True)
+        monkeypatch.setattr(cache, "MOST_IMAGES", 3)
+        assert await names(5, 10) == ["4", "3", "2"]
 
 
 def test_a_server_killed_in_mid_pull(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ _LAYERS: Final = (
 #: Bytes of a manifest or an index (the distribution specification asks registries to take 4 MiB), and of a config.
 MOST_MANIFEST: Final = 4 << 20
 MOST_CONFIG: Final = 8 << 20
+#: Bytes of what is kept of a config.
+_MOST_KEPT: Final = 256 << 10
 #: What Docker allows; an overlay takes more.
 MOST_LAYERS: Final = 127
 _MOST_BLOB: Final = 1 << 40
@@ -198,6 +200,12 @@ def check(manifest: Manifest, config: Config, what: str) -> None:
             raise RunraError(
                 "INVALID_REQUEST", f"{what}: layer {layer.digest} is of the type {layer.media_type[:100]!r}"
             )
+    kept = len(f"{config.run.model_dump_json()}{config.created}".encode())
+    if kept > _MOST_KEPT:
+        raise RunraError(
+            "INVALID_REQUEST",
+            f"{what}: its environment, labels and commands take {kept} bytes, of {_MOST_KEPT} that an image may have",
+        )
     wanted = host_platform()
     if (config.os, config.architecture or wanted.architecture) != (wanted.os, wanted.architecture):
         raise RunraError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Final
 
 from pydantic import BaseModel, Field
@@ -42,6 +43,11 @@ class Image(BaseModel):
     def file(self) -> str:
         """The name of its record."""
         return hashlib.sha256(f"{self.scope}\0{self.reference}".encode()).hexdigest()[:32] + ".json"
+
+    @cached_property
+    def record_bytes(self) -> int:
+        """What its record takes on disk."""
+        return max(4096, len(self.model_dump_json().encode()))
 
     def info(self, last_used_at: str | None) -> ImageInfo:
         return ImageInfo(

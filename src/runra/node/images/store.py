@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from runra.errors import RunraError
 from runra.events import EventLog
 from runra.node.cgroups import Hierarchies
 from runra.node.images import Overlay, RootFilesystem, skeleton
+from runra.node.images.cache import Cache
 from runra.node.images.layers import EVERYBODY, Layers, write_whole
 from runra.node.images.parts import Parts
 from runra.node.images.pull import Puller, Wanted
@@ -34,8 +35,6 @@ from runra.node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-#: Seconds in which an image that was asked for is not made to go.
-_FRESH = 60.0
 #: Seconds after which what is left of a broken pull goes when the server starts.
 _PART_AGE: Final = 24 * 3600.0
 
@@ -58,7 +57,8 @@ class Images:
         self.parts = Parts(settings.images_dir / "parts")
         self.puller = Puller(self.layers, self.parts, settings, self.make_room)
         self.events = events
-        self._records = settings.images_dir / "names"
+        self.cache = Cache(settings, self.layers, self.parts, lambda: self.puller.leaves(private=False))
+        self._records = self.cache.records
         self._known: dict[tuple[str, str], Image] = {}
         #: Names whose pull a create waits for: what has come stays until it takes it.
         self._awaited: Counter[str] = Counter()
@@ -122,10 +122,8 @@ class Images:
         return [self._info(image) for image in found if steps or not image.step]
 
     def _info(self, image: Image) -> ImageInfo:
-        with contextlib.suppress(OSError):
-            used = datetime.fromtimestamp((self._records / image.file).stat().st_mtime, UTC)
-            return image.info(used.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
-        return image.info(None)
+        used = datetime.fromtimestamp(self.cache.used_at(image), UTC)
+        return image.info(used.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
 
     @asynccontextmanager
     async def root(self, name: str, organization_id: str) -> AsyncIterator[RootFilesystem]:
@@ -245,28 +243,21 @@ class Images:
     def _evict(self, fresh: Image | None = None) -> None:
         """What creates brought goes, until it takes what it may: what is left of broken pulls, then images, those
         unused for longest first, but not `fresh`."""
-        fetched = {image.file: image for image in self._known.values() if image.by_create}
-        used = {name: _age(self._records / name) for name in fetched}
-        busy = self._busy()
-        about, most = os.statvfs(self._records), self.settings.max_images_mb
-        room = about.f_bavail * about.f_frsize - (self.puller.leaves(private=False) << 20)
-        budget = (self._taken(fetched.values()) + max(0, room)) // 2 if most is None else most << 20
-        left = max(0, budget - self._taken(fetched.values()))
+        fetched = self._by_creates()
+        left = max(0, self.cache.budget(fetched) - self.cache.taken(fetched))
         if self.layers.unnamed(self._named()) + self.parts.bytes > left:
             self.collect()
             self.parts.drop(keep=left)
-        for name in sorted(fetched, key=used.__getitem__, reverse=True):
-            # Whoever has just fetched or found one has yet to take it.
-            if self._taken(fetched.values()) <= budget or used[name] < _FRESH:
-                return
-            image = fetched[name]
-            if image != fresh and not set(image.layers) <= busy:  # else it would free nothing
-                log.info("image %s makes room for others", image.reference)
-                self._forget(fetched.pop(name))
 
-    def _taken(self, images: Iterable[Image]) -> int:
-        layers = {layer for image in images for layer in image.layers}
-        return sum(found.bytes for layer in layers if (found := self.layers.get(layer)) is not None)
+        def spared(image: Image) -> bool:
+            return image is fresh or image.reference in self._awaited
+
+        for image in self.cache.surplus(fetched, spared, self._busy()):
+            log.info("image %s makes room for others", image.reference)
+            self._forget(image)
+
+    def _by_creates(self) -> list[Image]:
+        return [image for image in self._known.values() if image.by_create]
 
     def _busy(self) -> set[str]:
         return {path.name for user in self.layers.users for path in user()}
@@ -303,19 +294,11 @@ class Images:
                 continue
             if image.reference in self._awaited:
                 continue
-            with contextlib.suppress(OSError):
-                if time.time() - (self._records / image.file).stat().st_mtime < unused_for_ms / 1000:
-                    continue
+            if time.time() - self.cache.used_at(image) < unused_for_ms / 1000:
+                continue
             self._forget(image)
             gone.append(Reference.parse(image.reference).short)
         return ImagesPruned(references=sorted(gone), freed_bytes=self.make_room())
-
-
-def _age(path: Path) -> float:
-    """Seconds since an image was last used."""
-    with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime
-    return 0.0
 
 
 def no_image(reference: Reference) -> RunraError:
