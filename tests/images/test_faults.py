@@ -523,6 +523,27 @@ async def test_images_of_creates_make_room_for_others(odd: OddRegistry, tmp_path
         assert (await host.run(sandbox, "head -c 3 /of"))[0] == "111"
 
 
+async def test_a_create_fetches_nothing_larger_than_the_room_of_all(odd: OddRegistry, tmp_path: Path) -> None:
+    """It would make all others go, and still be too large."""
+    private = {odd.host: RegistrySettings(private=True)}
+    small = odd.push(image(busybox()), "small:1")
+    packed = odd.push(image(busybox(), Layer().add("zeros", bytes(6 << 20))), "packed:1")
+    large = odd.push(image(Layer().add("big", os.urandom(6 << 20)), how=""), "large:1")
+    async with hosted(tmp_path / "data", registries=private, max_images_mb=5) as host:
+        async with host.node.images.root(small, ORGANIZATION):
+            pass
+        for name in (packed, large):
+            odd.seen.clear()
+            error = await refused(host.create(image=name))
+            assert (error.code, error.retryable) == ("RESOURCE_EXHAUSTED", False)
+            assert "--max-images-mb" in error.message
+            assert [one.reference for one in host.node.images.listed(ORGANIZATION)] == [small]
+        assert len(odd.paths("/blobs/")) == 1, "the config alone says enough"
+        await host.node.images.layers.settled()
+        assert len(layer_folders(host)) == 1
+        await pull(host, packed)
+
+
 async def test_images_without_layers_take_room_as_well(
     odd: OddRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,8 @@ class Pull:
         self.total_bytes = 0
         self.layers = 0
         self.layers_done = 0
+        #: What the layers take that are here, unpacked.
+        self.bytes = 0
         self._done: dict[str, int] = {}
         self._events = events
 
@@ -101,12 +103,21 @@ class Puller:
     """Fetches images from registries. A layer that two images have is unpacked once, and fetched once from a registry,
     also at the same time. From two registries each fetches it itself: one that dawdles holds up nobody else."""
 
-    def __init__(self, layers: Layers, parts: Parts, settings: NodeSettings, make_room: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        parts: Parts,
+        settings: NodeSettings,
+        make_room: Callable[[], object],
+        budget: Callable[[], int],
+    ) -> None:
         self._layers = layers
         self._parts = parts
         self._settings = settings
         #: Deletes what nobody needs, of a disk that has no room for a blob.
         self._make_room = make_room
+        #: Bytes that all images of creates may take.
+        self._budget = budget
         self._busy: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     async def pull(self, pull: Pull, keep: Callable[[Image], Awaitable[Image]]) -> Image:
@@ -124,6 +135,8 @@ class Puller:
                 check(manifest, config, what)
                 blobs = {layer.digest: layer.size for layer in manifest.layers}
                 pull.total_bytes, pull.layers = sum(blobs.values()), len(manifest.layers)
+                fits = self._bound(wanted, what)
+                fits(pull.total_bytes)
                 unknown: list[str | None] = [None] * len(manifest.layers)
                 diff_ids = list(config.root_fs.diff_ids) or unknown
                 at_once = asyncio.Semaphore(_AT_ONCE)
@@ -133,15 +146,12 @@ class Puller:
                     async with at_once:
                         layer = await self._layer(registry, pull, blob, diff_id, held, free)
                     pull.layers_done += 1
+                    pull.bytes += layer.bytes
+                    fits(pull.bytes)
                     return layer
 
                 pairs = zip(manifest.layers, diff_ids, strict=True)
                 layers = await together([one(blob, diff_id) for blob, diff_id in pairs])
-                size = sum(layer.bytes for layer in layers)
-                if size > self._settings.max_image_mb << 20:
-                    raise RunraError(
-                        "INVALID_REQUEST", f"{what} is larger than the {self._settings.max_image_mb} MB allowed here"
-                    )
                 joined = await held.enter_async_context(self._layers.joined(layers, wanted.scope, pull.asker))
                 return await keep(
                     image_of(
@@ -150,7 +160,7 @@ class Puller:
                         scope=wanted.scope,
                         digest=digest,
                         layers=[layer.id for layer in joined],
-                        size=size,
+                        size=pull.bytes,
                         source="registry",
                         by_create=not wanted.private,
                         added_at=now_iso(),
@@ -160,6 +170,23 @@ class Puller:
             telling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await telling
+
+    def _bound(self, wanted: Wanted, what: str) -> Callable[[int], None]:
+        """A check that raises INVALID_REQUEST or RESOURCE_EXHAUSTED for more bytes than the image may have."""
+        most, budget = self._settings.max_image_mb << 20, self._budget()
+
+        def fits(count: int) -> None:
+            if count > most:
+                raise RunraError("INVALID_REQUEST", f"{what} is larger than the {most >> 20} MB allowed here")
+            if count > budget and not wanted.private:
+                raise RunraError(
+                    "RESOURCE_EXHAUSTED",
+                    f"{what} is larger than the {budget >> 20} MB that all images fetched by creates may take here "
+                    "(`runra serve --max-images-mb`); an administrator gets it with `runra image pull`",
+                    retryable=self._settings.max_images_mb is None,  # then it is what the disk has
+                )
+
+        return fits
 
     def leaves(self, *, private: bool) -> int:
         """MB that a pull leaves free. An administrator's own may take what the sandboxes' disk was to have."""

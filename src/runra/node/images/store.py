@@ -55,7 +55,9 @@ class Images:
         self.unpacker = Unpacker(launcher, settings, take_ids)
         self.layers = Layers(settings.images_dir, launcher, self.unpacker)
         self.parts = Parts(settings.images_dir / "parts")
-        self.puller = Puller(self.layers, self.parts, settings, self.make_room)
+        self.puller = Puller(
+            self.layers, self.parts, settings, self.make_room, lambda: self.cache.budget(self._by_creates())
+        )
         self.events = events
         self.cache = Cache(settings, self.layers, self.parts, lambda: self.puller.leaves(private=False))
         self._records = self.cache.records
