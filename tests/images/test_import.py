@@ -191,6 +191,22 @@ async def test_a_commit_that_takes_too_long(host: Host) -> None:
     assert (await host.run(sandbox, "echo goes on"))[0] == "goes on\n"
 
 
+async def test_a_prune_spares_what_sandboxes_are_made_of_alone(host: Host) -> None:
+    """Not what else has a layer of it: a sandbox of a base would keep all that was ever built on that."""
+    await put(host, busybox().bytes(), "base:1")
+    sandbox = await host.create(image="base:1")
+    await host.run(sandbox, "echo x > /made")
+    await host.node.commit(sandbox.id, "made:1", shared=False, step=False)
+    pruned = await host.node.images.prune(ORGANIZATION, 0)
+    assert pruned.references == ["made:1"]
+    assert [one.reference for one in host.node.images.listed(ORGANIZATION)] == ["base:1"]
+    assert (await host.run(sandbox, "cat /made"))[0] == "x\n"
+    other = await host.create(image="base:1")
+    await sandbox.terminate()
+    await host.node.images.delete("base:1", ORGANIZATION)
+    assert (await host.run(other, "echo there"))[0] == "there\n"
+
+
 # --- over REST ---
 
 

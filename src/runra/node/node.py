@@ -297,9 +297,9 @@ class Node:
             on_gone=self._gone,
         )
 
-    def _layers_in_use(self) -> Iterator[Path]:
+    def _layers_in_use(self) -> Iterator[set[Path]]:
         for sandbox in self.sandboxes.values():
-            yield from sandbox.record.root.layers
+            yield sandbox.record.root.layers
         yield from self.snapshots.layers
 
     async def _changed(self, sandbox: Sandbox) -> None:

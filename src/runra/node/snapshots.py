@@ -187,10 +187,9 @@ class Snapshots:
         return {record.id for record in self._shelf}
 
     @property
-    def layers(self) -> set[Path]:
-        """Every read-only layer a snapshot needs: none of them may be deleted."""
-        roots = [*(record.root for record in self._shelf), *self._passing.values()]
-        return {layer for root in roots for layer in root.layers}
+    def layers(self) -> list[set[Path]]:
+        """The read-only layers of each snapshot: none of them may be deleted."""
+        return [root.layers for root in (*(record.root for record in self._shelf), *self._passing.values())]
 
 
 async def write_out(sandbox: Sandbox, isolation: Isolation) -> None:

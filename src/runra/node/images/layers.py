@@ -64,8 +64,8 @@ class Layers:
         self._known: dict[str, Layer] = {}
         self._pins: Counter[str] = Counter()
         self._deleting: set[asyncio.Task[None]] = set()
-        #: Each gives paths of layers that must stay.
-        self.users: list[Callable[[], Iterable[Path]]] = []
+        #: Each gives layers that must stay: the paths of each root that is made of some.
+        self.users: list[Callable[[], Iterable[set[Path]]]] = []
         #: What lies below every image.
         self.floor: tuple[Path, ...] = ()
         #: Whether a layer that no image names any more is only kept for who uses it.
@@ -201,9 +201,13 @@ class Layers:
         """Bytes of the layers that `collect` would delete."""
         return sum(self._known[name].bytes for name in self._known.keys() - set(named) - self._used())
 
+    def roots(self) -> set[frozenset[str]]:
+        """The layers of each root in use that has some."""
+        roots = (root for user in self.users for root in user())
+        return {frozenset(path.name for path in root if path.parent == self._home) for root in roots} - {frozenset()}
+
     def _used(self) -> set[str]:
-        pinned = {name for name, count in self._pins.items() if count > 0}
-        return pinned | {path.name for user in self.users for path in user() if path.parent == self._home}
+        return {name for name, count in self._pins.items() if count > 0}.union(*self.roots())
 
     def collect(self, named: Iterable[str]) -> int:
         """Delete layers that nothing names. Returns how many bytes that frees. Deciding takes one step."""

@@ -262,7 +262,7 @@ class Images:
         return [image for image in self._known.values() if image.by_create]
 
     def _busy(self) -> set[str]:
-        return {path.name for user in self.layers.users for path in user()}
+        return set().union(*self.layers.roots())
 
     def collect(self) -> int:
         """Delete layers that no image, no sandbox and nobody else names."""
@@ -288,11 +288,12 @@ class Images:
             self.collect()
 
     async def prune(self, organization_id: str, unused_for_ms: int) -> ImagesPruned:
-        """Forget images that no sandbox uses and none has used for so long; what is left of broken pulls goes too."""
-        busy = self._busy()
+        """Forget images that no sandbox is made of and none was for so long, and what is left of broken pulls. Layers
+        shared with what is used stay."""
+        used = self.layers.roots()
         gone = []
         for (scope, _), image in list(self._known.items()):
-            if scope not in (organization_id, EVERYBODY) or busy & set(image.layers):
+            if scope not in (organization_id, EVERYBODY) or frozenset(image.layers) in used:
                 continue
             if image.reference in self._awaited:
                 continue
