@@ -17,6 +17,7 @@ from aiohttp import web
 
 from runra.errors import RunraError
 from runra.node.images import cache, registry
+from runra.node.images.store import reference_of
 from runra.node.settings import RegistrySettings
 from tests import hosting
 from tests.hosting import Host, hosted, start_host, stop_host, until
@@ -331,6 +332,21 @@ async def test_somebody_elses_layer_is_not_had_by_naming_it(odd: OddRegistry, ho
     theft.blobs.update(image(secret).blobs)
     await pull(host, name, organization="org_theirs")
     assert len(layer_folders(host)) == 1
+
+
+async def test_nor_is_what_was_made_for_somebody_elses_image(odd: OddRegistry, host: Host) -> None:
+    """An image's seam has names of its folders. Whoever knows what it is made of cannot make a blob with its name."""
+    below, above = Layer().folder("plans", 0o700), Layer().add("plans/q3/x", b"1")
+    ours = odd.push(image(below, above), "ours:1")
+    await pull(host, ours, login=("a", "b"), organization="org_ours")
+    found = host.node.images.find(reference_of(ours), "org_ours")
+    assert found is not None
+    *ids, seam = found.layers
+    assert (host.node.images.layers.path(seam) / "plans").exists()
+    for text in (" ".join(ids), " ".join(["seam", *ids])):
+        theft = image(text.encode(), how="", diff_ids=[])
+        error = await refused(pull(host, odd.push(theft, "theft:1"), organization="org_theirs"))
+        assert error.code == "INVALID_REQUEST"
 
 
 async def test_the_end_of_somebody_elses_layer_is_not_all_of_it(odd: OddRegistry, host: Host) -> None:

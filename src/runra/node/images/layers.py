@@ -151,14 +151,16 @@ class Layers:
         if not any(layer.implied for layer in layers):
             yield layers
             return
-        digest = hashlib.sha256(" ".join(["seam", *(layer.id for layer in layers)]).encode()).hexdigest()
-        with self.pinned([digest[:32]]):
-            seam = self._known.get(digest[:32]) or await self._seam(layers, f"sha256:{digest}", scope, asker)
+        # By another hash than blobs are: no blob anybody sends has a seam's digest, so none gets it by that.
+        below = " ".join(layer.id for layer in layers).encode()
+        name = hashlib.blake2b(below, digest_size=16, person=b"seam").hexdigest()
+        with self.pinned([name]):
+            seam = self._known.get(name) or await self._seam(layers, name, scope, asker)
             if seam is not None:
                 self.note(seam, scope)
             yield [*layers, seam] if seam is not None else layers
 
-    async def _seam(self, layers: Sequence[Layer], digest: str, scope: str, asker: str) -> Layer | None:
+    async def _seam(self, layers: Sequence[Layer], name: str, scope: str, asker: str) -> Layer | None:
         async with self.turn(asker), self._unpacks, self.scratch() as scratch:
             fresh = scratch / "layer"
             fresh.mkdir()
@@ -168,7 +170,7 @@ class Layers:
             if not count:
                 return None
             # Whoever else made it meanwhile, of the same layers, made the same.
-            return self._known.get(layer_id(digest)) or self.keep(fresh, layer_id(digest), digest, count << 12, scope)
+            return self._known.get(name) or self.keep(fresh, name, f"seam:{name}", count << 12, scope)
 
     def keep(self, fresh: Path, name: str, digest: str, count: int, scope: str, implied: int = 0) -> Layer:
         """Make a complete folder a layer. Until `flush` it may be lost with the machine, and then nothing names it: the
