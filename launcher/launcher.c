@@ -6,6 +6,8 @@
  *   request   spawn ID KEY VALUE… -- ARGV…   NUL-terminated words; descriptors come along as SCM_RIGHTS
  *             remove ID PATH                 delete a tree, whatever its depth, on one file system
  *   answer    spawned ID PID | failed ID ERRNO | exit PID STATUS      (STATUS as waitpid gives it)
+ *
+ * Every request is answered; one that cannot be taken, with `failed`.
  */
 #include "launcher.h"
 
@@ -51,42 +53,52 @@ static void run_remove(const char *path) {
     _exit(127);
 }
 
-/* Cut a request into its words. Returns the count, or -1 when it is not what the protocol says. */
+/* Cut a request, which ends with a NUL, into its words. Returns their count; beyond `limit` they are only counted. */
 static int split(char *text, size_t length, char **words, int limit) {
     int count = 0;
-    if (length == 0 || text[length - 1] != '\0') return -1;
-    for (size_t at = 0; at < length; at += strlen(text + at) + 1) {
-        if (count == limit) return -1;
-        words[count++] = text + at;
-    }
-    words[count] = NULL;
+    for (size_t at = 0; at < length; at += strlen(text + at) + 1, count++)
+        if (count < limit) words[count] = text + at;
+    words[count < limit ? count : limit] = NULL;
     return count;
 }
 
-static void handle(char *text, size_t length, int *fds, int fd_count) {
-    static char *words[WORDS_MAX + 1];
-    int count = split(text, length, words, WORDS_MAX);
-    if (count < 3) return;
-    bool spawn = strcmp(words[0], "spawn") == 0;
-    char reply[ANSWER_MAX];
-    pid_t pid = fork();
-    if (pid == 0) {
-        if (!spawn) run_remove(words[2]);
-        child_reset();
-        stage_and_exec(words + 2, fds, fd_count);
-        _exit(127); /* stage_and_exec wrote the reason to the caller's error pipe */
+/* Do what a request says, in a child. Returns its pid, or -1 with errno set. */
+static pid_t begin(char **words, int count, const int *fds, int fd_count) {
+    bool spawn = count > 2 && strcmp(words[0], "spawn") == 0;
+    if (!spawn && !(count == 3 && strcmp(words[0], "remove") == 0)) {
+        errno = EBADMSG;
+        return -1;
     }
-    if (pid < 0)
-        snprintf(reply, sizeof reply, "failed %.40s %d", words[1], errno);
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    if (!spawn) run_remove(words[2]);
+    child_reset();
+    stage_and_exec(words + 2, fds, fd_count);
+    _exit(127); /* stage_and_exec wrote the reason to the caller's error pipe */
+}
+
+/* `whole` is false for a request of which something did not fit. */
+static void handle(char *text, size_t length, bool whole, const int *fds, int fd_count) {
+    static char *words[WORDS_MAX + 1];
+    text[length] = '\0';
+    int count = split(text, length, words, WORDS_MAX);
+    pid_t pid = -1;
+    if (!whole)
+        errno = EMSGSIZE;
+    else if (count > WORDS_MAX)
+        errno = E2BIG;
     else
-        snprintf(reply, sizeof reply, "spawned %.40s %d", words[1], (int)pid);
+        pid = begin(words, count, fds, fd_count);
+    char reply[ANSWER_MAX];
+    snprintf(reply, sizeof reply, pid < 0 ? "failed %.40s %d" : "spawned %.40s %d", count > 1 ? words[1] : "-",
+             pid < 0 ? errno : (int)pid);
     answer(reply);
 }
 
 static void receive(void) {
-    static char text[REQUEST_MAX];
+    static char text[REQUEST_MAX + 1]; /* and a NUL of ours */
     char control[CMSG_SPACE(sizeof(int) * FDS_MAX)];
-    struct iovec part = {.iov_base = text, .iov_len = sizeof text};
+    struct iovec part = {.iov_base = text, .iov_len = REQUEST_MAX};
     struct msghdr message = {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t got = recvmsg(link_fd, &message, MSG_CMSG_CLOEXEC);
@@ -100,7 +112,7 @@ static void receive(void) {
         memcpy(fds, CMSG_DATA(item), bytes);
         fd_count = (int)(bytes / sizeof(int));
     }
-    handle(text, (size_t)got, fds, fd_count);
+    handle(text, (size_t)got, !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)), fds, fd_count);
     for (int i = 0; i < fd_count; i++) close(fds[i]);
 }
 

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#define WORDS_MAX 1024
+#define WORDS_MAX 2048 /* 8 for each of 127 layers, and twice as many again for all else */
 #define FDS_MAX 16
 #define STAGE "/mnt" /* exists on every Linux (FHS 3.0, 3.12); hidden only in the sandbox's own mount namespace */
 

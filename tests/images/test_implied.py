@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from runra.node.images.manifest import MOST_LAYERS
+from runra.node.images.store import reference_of
 from tests.hosting import Host, hosted, need_wall
 from tests.images import oci
 from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
@@ -98,6 +101,29 @@ async def test_one_layer_on_two_bases(host: Host) -> None:
     await host.node.images.prune(ORGANIZATION, 0)
     await host.node.images.layers.settled()
     assert layer_folders(host) == []
+
+
+async def test_as_many_layers_as_an_image_may_have(host: Host) -> None:
+    base = await put(host, oci_archive(image(busybox().folder("way", 0o711)), "many:1"))
+    images = host.node.images
+    record = images.find(reference_of(base.reference), ORGANIZATION)
+    assert record is not None
+    async with contextlib.AsyncExitStack() as held:
+        ids = [*record.layers, *(f"{number:032x}" for number in range(1, MOST_LAYERS))]
+        held.enter_context(images.layers.pinned(ids))
+        for name in ids[1:]:  # what unpacking would make, a wall for each of them spared
+            fresh = await held.enter_async_context(images.layers.scratch()) / "layer"
+            (fresh / "way" / name).mkdir(parents=True)
+            fresh.chmod(0o755)
+            os.setxattr(fresh / "way", "user.overlay.runra.implied", b"y")
+            images.layers.keep(fresh, name, f"sha256:{name}", 0, ORGANIZATION, implied=1)
+        layers = [layer for name in ids if (layer := images.layers.get(name))]
+        joined = await held.enter_async_context(images.layers.joined(layers, ORGANIZATION, ORGANIZATION))
+        assert len(joined) == MOST_LAYERS + 1
+        await images.keep(record.model_copy(update={"layers": [layer.id for layer in joined]}))
+    assert await folders(host, "many:1", "/way") == ["/way 711 0:0"]
+    sandbox = await host.create(image="many:1")
+    assert (await host.run(sandbox, "ls /way"))[0].split() == ids[1:]
 
 
 async def test_layers_that_would_lead_the_seam_astray(host: Host, tmp_path: Path) -> None:

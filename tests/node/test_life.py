@@ -225,6 +225,23 @@ async def test_a_stuck_agent_hurts_no_other_call(host: Host) -> None:
         await stuck.terminate()
 
 
+async def test_what_the_launcher_cannot_take_is_refused_at_once(host: Host) -> None:
+    """Too many words, too long, too many descriptors, a verb it does not know: each with its reason, and it goes on."""
+    launcher = host.node._launcher
+    async with asyncio.timeout(10):
+        for words, fds, why in (
+            (["mount"] * 5_000, [], "Argument list too long"),
+            (["x" * 400_000], [], "Message too long"),
+            (["--", "/bin/true"], [0] * 20, "Message too long"),
+        ):
+            with pytest.raises(RunraError, match=why):
+                await launcher.spawn(words, fds)
+        for verb, more in (("dance", ["x"]), ("remove", []), ("remove", ["/nowhere", "/at/all"])):
+            with pytest.raises(RunraError, match="Bad message"):
+                await launcher._request(verb, more, [])
+        await launcher.run("true")
+
+
 @both_walls
 async def test_a_dead_launcher_is_replaced(host: Host) -> None:
     await host.create()

@@ -137,8 +137,9 @@ class Launcher:
             async with asyncio.timeout(_DEADLINE):
                 await self._send(self._socket, message, fds)
                 return await answer
-        except (TimeoutError, OSError) as error:
-            raise RunraError("INTERNAL_ERROR", f"the launcher did not take a request: {error}") from error
+        except OSError as error:
+            why = f"it said nothing within {_DEADLINE:.0f} s" if isinstance(error, TimeoutError) else str(error)
+            raise RunraError("INTERNAL_ERROR", f"the launcher did not take a request: {why}") from error
         finally:
             self._spawned.pop(request, None)
 
