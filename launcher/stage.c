@@ -3,6 +3,8 @@
  * Options, as KEY VALUE… words before "--":
  *   nested N                 before ids: how many user namespaces a user may make inside; none without this
  *   ids BASE COUNT           run as uid/gid BASE; make a user namespace that maps 0…COUNT-1 to BASE…
+ *   own                      without root: make a user namespace of our own id alone, in which we may mount; what runs
+ *                            in there has no more rights than we have
  *   mount idmap|plain SOURCE NAME    show SOURCE at STAGE/NAME, owners shifted into the namespace or as they are;
  *                            idmap-ro, plain-ro: and read-only, which nothing inside can lift
  *   cgroup FILE              enter the cgroup with this cgroup.procs
@@ -113,6 +115,17 @@ static int make_userns(unsigned base, unsigned count, const char *nested) {
     return fd;
 }
 
+static void enter_own_namespace(void) {
+    char map[64];
+    unsigned uid = geteuid(), gid = getegid();
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) fail("make", "user namespace");
+    write_file("/proc/self/setgroups", "deny");
+    snprintf(map, sizeof map, "%u %u 1\n", uid, uid);
+    write_file("/proc/self/uid_map", map);
+    snprintf(map, sizeof map, "%u %u 1\n", gid, gid);
+    write_file("/proc/self/gid_map", map);
+}
+
 static bool known_kind(const char *kind) {
     static const char *const kinds[] = {"idmap", "plain", "idmap-ro", "plain-ro"};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
@@ -221,6 +234,9 @@ void stage_and_exec(char **words, const int *fds, int fd_count) {
             if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 fail("make", "mount namespace");
             word += 3;
+        } else if (strcmp(word[0], "own") == 0) {
+            enter_own_namespace();
+            word += 1;
         } else if (strcmp(word[0], "mount") == 0 && word[1] && known_kind(word[1]) && word[2] && word[3] &&
                    mount_count < MOUNTS_MAX) {
             struct mount_request *request = &mounts[mount_count++];

@@ -19,6 +19,8 @@ from runra.events import EventLog
 from runra.ids import new_id
 from runra.node import Node, NodeSettings
 from runra.node.agent.types import ExecSpec
+from runra.node.images.manifest import MOST_LAYERS
+from runra.node.images.store import reference_of
 
 async def chunks():
     yield Path(sys.argv[2]).read_bytes()
@@ -34,7 +36,18 @@ async def main():
     second = await node.create(new_id("sb"), SandboxConfig(image="made:1"), "org")
     async with second.use() as agent, await agent.exec(ExecSpec(command="ls /old; echo $?", env=sandbox.env)) as process:
         told["second"] = b"".join([chunk.data async for chunk in process.output()]).decode()
-    for one in (sandbox, second):
+    record, layers = node.images.find(reference_of("box:1"), "org"), node.images.layers
+    more = [f"{number:032x}" for number in range(MOST_LAYERS - len(record.layers))]
+    with layers.pinned(more):
+        for name in more:
+            async with layers.scratch() as scratch:
+                (scratch / "layer/way" / name).mkdir(parents=True)
+                layers.keep(scratch / "layer", name, f"sha256:{name}", 0, "org")
+        await node.images.keep(record.model_copy(update={"reference": str(reference_of("many:1")), "layers": [*record.layers, *more]}))
+    third = await node.create(new_id("sb"), SandboxConfig(image="many:1"), "org")
+    async with third.use() as agent, await agent.exec(ExecSpec(command="ls /way", env=sandbox.env)) as process:
+        told["third"] = b"".join([chunk.data async for chunk in process.output()]).decode().split() == more
+    for one in (sandbox, second, third):
         await one.terminate()
     await node.settled()
     await node.images.prune("org", 0)
@@ -68,4 +81,5 @@ def test_an_ordinary_user_has_images(own_folder: Path) -> None:  # noqa: F811 - 
     told = json.loads(done.stdout)
     assert told["said"] == "/owned 0\n/bin/busybox 0\n1777\nby somebody\ngone\n"
     assert told["second"] == "0\n"
+    assert told["third"], "as many layers as an image may have: their paths would not fit into a mount's options"
     assert told["left"] == []

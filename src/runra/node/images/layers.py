@@ -247,7 +247,7 @@ class Layers:
 
 def layer_id(digest: str) -> str:
     """The name of a digest's layer, whether or not it is here."""
-    # 128 bits of SHA-256 name a layer well enough, and a mount's options hold four times as many of them.
+    # 128 bits of SHA-256 name a layer well enough.
     return digest.removeprefix("sha256:")[:32]
 
 

@@ -2,7 +2,7 @@
 
 As root, the launcher makes that namespace and shows bwrap every folder through an id-mapped mount: on disk files
 keep the ids they have inside (so layers and snapshots are the same for every sandbox), and bwrap itself runs without
-privileges. Without root, bwrap maps the one id we have, and files of others appear as nobody's.
+privileges. Without root, the namespace has the one id we have, and files of others appear as nobody's.
 """
 
 from __future__ import annotations
@@ -85,34 +85,28 @@ class Bubblewrap:
         boot_id.chmod(0o444)
 
     async def start(self, box: Box) -> int:
-        if box.first_id is None:
-            words: list[str] = []
-            arguments = [str(self._bwrap), *self._arguments(box, staged=False)]
-        else:
-            words = await self._stage_words(box, box.first_id)
-            arguments = [stage_bwrap(self._bwrap)[1], *self._arguments(box, staged=True)]
-        words += ["files", str(self._settings.max_open_files), "--", *arguments, "--", AGENT]
+        ids = ["own"] if box.first_id is None else ["ids", str(box.first_id), str(IDS_PER_SANDBOX)]
+        shown, bwrap = stage_bwrap(self._bwrap)
+        words = [*ids, *shown, *await self._stage.words(box, self._agent)]
+        words += ["files", str(self._settings.max_open_files), "--", bwrap, *self._arguments(box), "--", AGENT]
         words += ["--listen-fd", str(_LISTEN_FD), "--max-commands", str(self._settings.max_commands)]
         with _memory_file(self._filter) as rules:
             if box.netns is None:
                 return await spawn(self._launcher, box, words, [rules.fileno()])
             return await spawn(self._launcher, box, ["netns", *words], [rules.fileno(), box.netns])
 
-    async def _stage_words(self, box: Box, first_id: int) -> list[str]:
-        words = ["ids", str(first_id), str(IDS_PER_SANDBOX), *stage_bwrap(self._bwrap)[0]]
-        return words + await self._stage.words(box, first_id, self._agent)
-
-    def _arguments(self, box: Box, *, staged: bool) -> list[str]:
-        folder = f"{STAGE}/box" if staged else str(box.folder)
-        arguments = ["--userns", str(_USERNS_FD)] if staged else ["--unshare-user", "--disable-userns"]
+    def _arguments(self, box: Box) -> list[str]:
+        folder = f"{STAGE}/box"
+        own = box.first_id is None
+        arguments = ["--unshare-user", "--disable-userns"] if own else ["--userns", str(_USERNS_FD)]
         arguments += ["--uid", "0", "--gid", "0", "--info-fd", str(_INFO_FD)]
         kinds = ["pid", "ipc", "uts", "cgroup", *(["net"] if box.netns is None else [])]
         arguments += [f"--unshare-{kind}" for kind in kinds]
         arguments += ["--hostname", box.id.removeprefix("sb_")]
         for number, overlay in enumerate(box.root.overlays):
             # bwrap stacks later sources on top of earlier ones.
-            for layer, lower in reversed(list(enumerate(overlay.lower))):
-                arguments += ["--overlay-src", f"{STAGE}/lower{number}.{layer}" if staged else str(lower)]
+            for layer in reversed(range(len(overlay.lower))):
+                arguments += ["--overlay-src", f"{STAGE}/lower{number}.{layer}"]
             arguments += ["--overlay", f"{folder}/upper{number}", f"{folder}/work{number}", overlay.target]
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(RUN_BYTES), "--tmpfs", "/run"]
         # What lies in a tmpfs is memory that no killing gives back: half of it stays for programs.
@@ -122,11 +116,11 @@ class Bubblewrap:
             arguments += ["--ro-bind", "/dev/null", path]
         arguments += ["--ro-bind", f"{folder}/boot_id", _BOOT_ID]
         for number, volume in enumerate(box.volumes):
-            source = f"{STAGE}/volume{number}" if staged else str(volume.source)
+            source = f"{STAGE}/volume{number}"
             for parent in reversed(PurePosixPath(volume.path).parents[:-1]):
                 arguments += ["--perms", "0755", "--dir", str(parent)]  # where missing; bwrap's own would be 0700
             arguments += ["--ro-bind" if volume.read_only else "--bind", source, volume.path]
-        arguments += ["--ro-bind", f"{STAGE}/agent" if staged else str(self._agent), AGENT]
+        arguments += ["--ro-bind", f"{STAGE}/agent", AGENT]
         for capability in CAPABILITIES:
             arguments += ["--cap-add", f"CAP_{capability}"]
         return [*arguments, "--seccomp", str(_SECCOMP_FD), "--as-pid-1", "--clearenv", "--chdir", "/"]

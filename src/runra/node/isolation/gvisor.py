@@ -152,7 +152,7 @@ class Gvisor:
         assert box.first_id is not None  # the node offers this wall to root only
         words = ["nested", str(_NESTED), "ids", str(box.first_id), str(IDS_PER_SANDBOX)]
         words += ["mount", "plain", str(self._runsc.path), "wall/runsc"]
-        words += await self._stage.words(box, box.first_id, self._agent)
+        words += await self._stage.words(box, self._agent)
         words += ["mount", "plain", str(self._preload), "preload.so", "keep"]
         for number, overlay in enumerate(box.root.overlays):
             lower = ":".join(f"{STAGE}/lower{number}.{layer}" for layer in range(len(overlay.lower)))

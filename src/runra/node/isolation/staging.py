@@ -1,8 +1,9 @@
-"""Staging: what every wall run by root is shown below one folder, and how it is started and reports.
+"""Staging: what every wall is shown below one folder, and how it is started and reports.
 
-The launcher makes a mount namespace of its own for each sandbox (launcher/stage.c). Layers and the sandbox's folder
-come through id-mapped mounts where the file system can do that; elsewhere the fresh upper layers are given to the
-sandbox's ids.
+The launcher makes a mount namespace of its own for each sandbox (launcher/stage.c). As root, layers and the sandbox's
+folder come through id-mapped mounts where the file system can do that; elsewhere the fresh upper layers are given to
+the sandbox's ids. Without root they come as they are; their short names count all the same, for an overlay's layers
+must fit in one page of a mount's options (4,096 bytes), which 127 paths into a data folder do not.
 """
 
 from __future__ import annotations
@@ -59,18 +60,20 @@ class Stage:
                 # The upper folder is the sandbox's own "/" or "/usr": it shows this mode inside.
                 folder.chmod(0o755)
 
-    async def words(self, box: Box, first_id: int, agent: Path) -> list[str]:
+    async def words(self, box: Box, agent: Path) -> list[str]:
         """Show the agent as `agent`, each layer as `lower<overlay>.<layer>`, volumes as `volume<number>`, the sandbox's
         folder as `box`."""
         words = ["mount", "plain", str(agent), "agent"]
         for number, overlay in enumerate(box.root.overlays):
             for layer, lower in enumerate(overlay.lower):
-                kind = "idmap" if await self._can_idmap(lower, first_id, key=_disk_of(lower)) else "plain"
+                kind = await self._kind(box, lower, key=_disk_of(lower))
                 words += ["mount", kind, str(lower), f"lower{number}.{layer}"]
-        if await self._can_idmap(box.folder, first_id, key=box.folder.parent):
+        kind = await self._kind(box, box.folder, key=box.folder.parent)
+        if box.first_id is None or kind == "idmap":
             for number, volume in enumerate(box.volumes):
-                words += ["mount", "idmap-ro" if volume.read_only else "idmap", str(volume.source), f"volume{number}"]
-            return [*words, "mount", "idmap", str(box.folder), "box"]
+                shown = f"{kind}-ro" if volume.read_only else kind
+                words += ["mount", shown, str(volume.source), f"volume{number}"]
+            return [*words, "mount", kind, str(box.folder), "box"]
         if box.volumes:
             raise RunraError(
                 "INVALID_CONFIG",
@@ -78,7 +81,7 @@ class Stage:
                 "folders on it; install btrfs-progs, or move the data folder to ext4, XFS or btrfs (Linux 5.15)",
                 details={"field": "volumes"},
             )
-        self._give(box, first_id)
+        self._give(box, box.first_id)
         return [*words, "mount", "plain", str(box.folder), "box"]
 
     @staticmethod
@@ -88,6 +91,9 @@ class Stage:
         for number in range(len(box.root.overlays)):
             for top in (box.folder / f"upper{number}", box.folder / f"work{number}"):
                 shift_owners(top, first_id)
+
+    async def _kind(self, box: Box, source: Path, key: Path) -> str:
+        return "idmap" if box.first_id is not None and await self._can_idmap(source, box.first_id, key) else "plain"
 
     async def _can_idmap(self, source: Path, first_id: int, key: Path | None = None) -> bool:
         """Whether this source's file system takes id-mapped mounts; tried once per source (or `key`)."""
