@@ -311,6 +311,36 @@ async def test_rest_keeps_tenants_and_keys_apart(real: Running, registry: RealRe
     assert "12345678" not in error.raw.decode()
 
 
+async def test_another_name_takes_no_room(real: Running) -> None:
+    client, images = real.client, real.node.images
+    host = Host(real.node)
+    archive = oci_archive(image(busybox(), Env=["A=1"]))
+    made = (await client.call("POST", "/images/import", params={"name": "one:1"}, data=archive)).json
+    tagged = await client.call("POST", "/images/tag", json={"image": "one:1", "reference": "team/two:1"})
+    assert (tagged.status, tagged.json["reference"], tagged.json["shared"]) == (201, "team/two:1", False)
+    assert all(tagged.json[field] == made[field] for field in ("digest", "layers", "sizeBytes", "env"))
+    assert len(layer_folders(host)) == 1
+    organization = (await client.call("POST", "/organizations", json={"name": "other"})).json["id"]
+    other = client.with_key((await client.new_key(profile="full", organizationId=organization))["key"])
+    mine = {"image": "team/two:1", "reference": "mine:1"}
+    assert (await other.call("POST", "/images/tag", json=mine)).status == 404
+    user = client.with_key((await client.new_key(profile="sandbox-user"))["key"])
+    assert (await user.call("POST", "/images/tag", json=mine)).error["code"] == "FORBIDDEN"
+    # A key for certain images gets no other under one of their names, nor one of them under another.
+    narrow = client.with_key((await client.new_key(profile="full", limits={"images": ["one:1", "mine:1"]}))["key"])
+    for image_name, reference in (("team/two:1", "mine:1"), ("one:1", "three:1")):
+        body = {"image": image_name, "reference": reference}
+        assert (await narrow.call("POST", "/images/tag", json=body)).error["code"] == "FORBIDDEN"
+    assert (await narrow.call("POST", "/images/tag", json={"image": "one:1", "reference": "mine:1"})).status == 201
+    # The names are worth the same: either may go.
+    for name in ("one:1", "mine:1"):
+        await client.call("DELETE", f"/images/{name}")
+    await images.layers.settled()
+    box = await client.sandbox(image="team/two:1")
+    done = await client.call("POST", f"/sandboxes/{box['id']}/execute", json={"command": "echo $A"})
+    assert done.json["stdout"] == "1\n"
+
+
 # --- the command line ---
 
 

@@ -669,6 +669,10 @@ class Images:
             raise RunraError("INVALID_REQUEST", "the archive is empty")
         return self.add(name or "imported", organization_id, shared)
 
+    async def tag(self, image: str, name: str, organization_id: str, *, shared: bool) -> ImageInfo:
+        self._find(image, organization_id)
+        return self.add(name, organization_id, shared)
+
     async def delete(self, name: str, organization_id: str) -> ImageInfo:
         return self.known.pop(self._find(name, organization_id))
 

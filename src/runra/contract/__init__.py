@@ -53,6 +53,7 @@ from runra.contract.images import (
     ImagePull,
     ImagePulling,
     ImagesPruned,
+    ImageTag,
     Reference,
     same_image,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "ImagePrune",
     "ImagePull",
     "ImagePulling",
+    "ImageTag",
     "ImagesPruned",
     "Ingress",
     "Kept",

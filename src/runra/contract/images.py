@@ -111,6 +111,14 @@ class ImageCommit(Request):
     step: bool = False
 
 
+class ImageTag(Request):
+    """The body of a naming: `image`, which is here, is called `reference` as well."""
+
+    image: ImageName = Field(examples=["python:3.12"])
+    reference: ImageName = Field(examples=["my-tools:1"])
+    shared: bool = False
+
+
 class ImagePrune(Request):
     """The body of a prune: images no sandbox uses, and that none used for `unusedForMs`, go."""
 

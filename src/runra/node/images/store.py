@@ -20,7 +20,7 @@ from typing import Final
 
 from runra.contract import Credentials, ImageInfo, ImagePulling, ImagesPruned, Reference
 from runra.errors import RunraError
-from runra.events import EventLog
+from runra.events import EventLog, now_iso
 from runra.node.cgroups import Hierarchies
 from runra.node.images import Overlay, RootFilesystem, skeleton
 from runra.node.images.cache import Cache
@@ -209,6 +209,17 @@ class Images:
         async with in_time(self.settings.pull_timeout):
             image = await commit(self, sandbox, upper, reference, base=base, scope=scope, step=how["step"])
         return self._info(image)
+
+    async def tag(self, image: str, name: str, organization_id: str, *, shared: bool) -> ImageInfo:
+        """Give an image that is here another name, of the same layers. Raises INVALID_REQUEST (404)."""
+        source, reference = reference_of(image), reference_of(name)
+        found = self.find(source, organization_id)
+        if found is None:
+            raise no_image(source)
+        fresh = {"reference": str(reference), "scope": EVERYBODY if shared else organization_id, "added_at": now_iso()}
+        named = found.model_copy(update={**fresh, "step": False, "by_create": False})
+        with self.layers.pinned(named.layers):
+            return self._info(await self.keep(named))
 
     async def keep(self, image: Image) -> Image:
         """Make a name mean this image from now on, and return it. Its layers are here and held by the caller.

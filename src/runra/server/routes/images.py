@@ -7,7 +7,17 @@ from typing import Annotated, Final
 from pydantic import Field
 from starlette.responses import Response
 
-from runra.contract import ImageCommit, ImageInfo, ImageName, ImagePrune, ImagePull, ImagePulling, ImagesPruned, Page
+from runra.contract import (
+    ImageCommit,
+    ImageInfo,
+    ImageName,
+    ImagePrune,
+    ImagePull,
+    ImagePulling,
+    ImagesPruned,
+    ImageTag,
+    Page,
+)
 from runra.server.answers import answer, page
 from runra.server.calls import Query
 from runra.server.faults import bad_request
@@ -49,6 +59,15 @@ async def import_image(call: Caller, query: Annotated[ImportQuery, Parameters()]
         call.services.access.require_image(call.key, query.name)
     made = await images.import_archive(call.chunks(), query.name, call.key.organization_id, shared=query.shared)
     return answer(made, 201)
+
+
+@routes.route("POST", "/images/tag", scope="admin:*", answer=ImageInfo, status=201)
+async def tag_image(call: Caller, body: ImageTag) -> Response:
+    """Give an image that is here another name, your organization's own unless `shared`. It takes no more room."""
+    call.services.access.require_image(call.key, body.image)
+    call.services.access.require_image(call.key, body.reference)
+    images = call.services.node.images
+    return answer(await images.tag(body.image, body.reference, call.key.organization_id, shared=body.shared), 201)
 
 
 @routes.route("POST", "/images/prune", scope="admin:*", answer=ImagesPruned)
