@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from runra import AsyncRunra, Runra, RunraError
+from runra.node.images.commit import bytes_below
+from runra.sdk._async import images
 from runra.server.settings import ServerSettings
 from tests.hosting import Host
 from tests.images import oci
@@ -274,6 +276,41 @@ async def test_the_sdk_pulls_with_progress_and_builds(real: Running, registry: R
             client.images.prune(unused_for_ms=3_600_000)
 
     await in_thread(sync)
+
+
+async def test_a_recipe_takes_the_room_of_its_steps_together(real: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(real.node)
+
+    async def on_disk() -> int:
+        await real.node.images.layers.settled()
+        return sum(bytes_below(folder) for folder in layer_folders(host))
+
+    async with AsyncRunra(api_key=real.client.key, api_url=real.client.url) as client:
+        base = await client.images.import_(busybox("head").bytes(), name="base:1")
+        before, mb = await on_disk(), 1 << 20
+        run = [f"head -c {count}m /dev/urandom > /{count}" for count in (6, 5, 4)]
+        made = await client.images.build("sum:1", base="base:1", run=run)
+        # 6 + 5 + 4 MB, and not 6 + 11 + 15 + 15.
+        assert 15 * mb <= await on_disk() - before < 16 * mb
+        assert 15 * mb <= made.size_bytes - base.size_bytes < 16 * mb
+        assert made.layers == base.layers + 3
+        after = await on_disk()
+        steps: list[bool] = []
+        tell = {"on_step": lambda _, kept: steps.append(kept)}
+        again = await client.images.build("sum:2", base="base:1", run=run, **tell)
+        assert (steps, again.digest, await on_disk()) == ([True] * 3, made.digest, after)
+        async with await client.sandboxes.create(image="sum:2") as box:
+            assert (await box.exec("stat -c '%n %s' /4 /5 /6")).stdout == f"/4 {4 * mb}\n/5 {5 * mb}\n/6 {6 * mb}\n"
+        # Where layers become few, steps share one; on one that has them all, none is begun.
+        monkeypatch.setattr(images, "_SHARE_FROM", 5)
+        more = [*run, "echo a > /a", "cat /a; echo b > /b", "echo c > /c"]
+        long = await client.images.build("long:1", base="base:1", run=more)
+        assert long.layers == 5
+        monkeypatch.setattr(images, "_MOST_LAYERS", 5)
+        steps.clear()
+        run = [*more, "cat /a /b /c"]
+        assert (await client.images.build("long:2", base="base:1", run=run, **tell)).layers == 5
+        assert steps == [True] * 3 + [False] * 4
 
 
 async def test_rest_keeps_tenants_and_keys_apart(real: Running, registry: RealRegistry) -> None:

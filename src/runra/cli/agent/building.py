@@ -76,8 +76,7 @@ def from_here(client: Runra, tag: str, base: str, wanted: dict[str, Pin], shared
     kept = _known(client, step)
     on_step(f"npm install here: {names}", kept)
     if kept:
-        with client.sandboxes.create(image=step, timeout_ms=_LONG_MS, idle_timeout_ms=_LONG_MS) as box:
-            return client.images.commit(box.id, tag, shared=shared)
+        return client.images.tag(step, tag, shared=shared)
     # Where temporary files may be large: /tmp is memory on many machines.
     with tempfile.TemporaryDirectory(prefix="runra-agents-", dir="/var/tmp") as scratch:
         for pin in wanted.values():
@@ -92,7 +91,7 @@ def from_here(client: Runra, tag: str, base: str, wanted: dict[str, Pin], shared
                 except CommandFailed as error:
                     raise _explained(error, base) from error
             client.images.commit(box.id, step, step=True)
-            return client.images.commit(box.id, tag, shared=shared)
+    return client.images.tag(step, tag, shared=shared)
 
 
 def _install(pin: Pin) -> str:

@@ -32,6 +32,9 @@ _LONG_MS = 900_000
 _MARGIN_MS = 60_000
 #: Where the steps of recipes are kept, by what they are made of.
 _STEPS = "build-steps"
+#: The most layers of an image; and from how many on the further steps of a recipe share one, so that some stay free.
+_MOST_LAYERS = 127
+_SHARE_FROM = 100
 _CLOSE_S = 5.0
 _PAGE = 100
 
@@ -185,10 +188,11 @@ class Images:
     ) -> ImageInfo:
         """Make the image `name` of `base` (pulled if need be) by running commands in it, one after the other.
 
-        Each step is kept, by what it is made of: the same commands on the same base are not run again. `env` is there
-        while they run and not in the image; `options` are those of `sandboxes.create`. `on_step` hears each command
-        and whether it was kept from before, `on_output` what it says. The sandbox it happens in is terminated at the
-        end. Raises CommandFailed for a command that fails; then nothing is named `name`.
+        Each step begins in a sandbox of what the one before left, and is kept as a layer of what it changed, by what it
+        is made of: the same commands on the same base are not run again. `env` is there while they run and not in the
+        image; `options` are those of `sandboxes.create`. `on_step` hears each command and whether it was kept from
+        before, `on_output` what it says. The sandboxes are terminated. Raises CommandFailed for a command that fails;
+        then nothing is named `name`.
         """
         below = self._base(base)
         key = hashlib.sha256(json.dumps([below.digest, env or {}], sort_keys=True).encode())
@@ -198,7 +202,9 @@ class Images:
             steps.append(f"{_STEPS}:{key.hexdigest()[:40]}")
         done, image = 0, base
         for number, step in enumerate(steps, 1):
-            if self._known(step):
+            kept = self._known(step)
+            # On what has all the layers it may have, no further step fits.
+            if kept is not None and (kept.layers < _MOST_LAYERS or number == len(steps)):
                 done, image = number, step
         for command in run[:done]:
             if on_step is not None:
@@ -206,13 +212,17 @@ class Images:
         sandboxes = Sandboxes(self._api)
         limits = {"timeout_ms": timeout_ms, "idle_timeout_ms": timeout_ms, **options}
         deadline = time.monotonic() + timeout_ms / 1000
-        with sandboxes.create({**limits, "image": image, "env": dict(env or {})}) as box:
-            for command, step in zip(run[done:], steps[done:], strict=True):
-                if on_step is not None:
-                    call_back(on_step, command, False)
-                _run(box, command, on_output, deadline)
-                self.commit(box.id, step, step=True)
-            return self.commit(box.id, name, shared=shared)
+        left = list(zip(run, steps, strict=True))[done:]
+        while left:
+            with sandboxes.create({**limits, "image": image, "env": dict(env or {})}) as box:
+                layers = _SHARE_FROM
+                while left and layers >= _SHARE_FROM:
+                    command, image = left.pop(0)
+                    if on_step is not None:
+                        call_back(on_step, command, False)
+                    _run(box, command, on_output, deadline)
+                    layers = (self.commit(box.id, image, step=True)).layers
+        return self.tag(image, name, shared=shared)
 
     def _base(self, reference: str) -> ImageInfo:
         known = self._known(reference)
