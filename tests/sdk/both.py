@@ -10,13 +10,14 @@ from runra import Files, Process, Runra, Sandbox, SandboxList, Stdin, Terminal
 from runra.sdk._sync.admin import ApiKeys, Organizations
 from runra.sdk._sync.events import EventStream
 from runra.sdk._sync.files import FileStream
+from runra.sdk._sync.images import Images
 from runra.sdk._sync.kept import Snapshots, Volumes
 from runra.sdk._sync.processes import Processes
 from runra.sdk._sync.sandboxes import Sandboxes
 
 _WRAPPED = (
     *(Runra, Sandbox, Sandboxes, Files, FileStream, Process, Processes, Terminal, EventStream, ApiKeys, Organizations),
-    *(Snapshots, Stdin, Volumes),
+    *(Images, Snapshots, Stdin, Volumes),
     types.GeneratorType,
 )
 #: What returns at once in the async form as well.

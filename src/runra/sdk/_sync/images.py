@@ -22,6 +22,7 @@ from runra.sdk._sync.transfer import pulled
 from runra.sdk.bodies import Content
 from runra.sdk.concurrency_sync import Signal, Worker, call_back
 from runra.sdk.failures import CommandFailed
+from runra.sdk.gaps import EventGap
 from runra.sdk.output import OutputChunk
 from runra.sdk.types import ImageProgress, RawPage, checked, merged, parsed
 from runra.sdk.wire import TAR, sandbox_path
@@ -35,6 +36,8 @@ _STEPS = "build-steps"
 #: The most layers of an image; and from how many on the further steps of a recipe share one, so that some stay free.
 _MOST_LAYERS = 127
 _SHARE_FROM = 100
+#: How often a pull is asked for again when its events went missing.
+_MOST_GAPS = 10
 _CLOSE_S = 5.0
 _PAGE = 100
 
@@ -105,42 +108,71 @@ class Images:
         timeout_ms: int = _LONG_MS + _MARGIN_MS,
     ) -> Generator[ImageProgress, None]:
         """Pull an image like `pull`, and give its progress as it comes; the end of the iteration is the image's
-        arrival."""
+        arrival. Where events are missing, as after a restart of the server, the pull is asked for again: the server
+        goes on with the one it has, else with what had come."""
         credentials = None if username is None else {"username": username, "password": password or ""}
         given = {"reference": reference, "credentials": credentials, "shared": shared}
         request = checked(ImagePull, merged(None, given, "pull"))
         content = request.to_wire()
         if credentials is not None:
             content["credentials"] = credentials  # the model would mask the password
-        answer = self._api.call("POST", "/images", content=content)
-        told = parsed(ImagePulling, answer.json("POST /images"), "POST /images")
-        stream = EventStream(self._api, "/events", after=told.after)
-        over = Signal()
+        told = self._asked(content)
+        over, late, missed = Signal(), Signal(), Signal()
+
+        def lost(_gap: EventGap) -> None:
+            missed.set()
+            stream.close()
+
+        def follow() -> EventStream:
+            return EventStream(self._api, "/events", after=told.after, types=["image.*"], on_gap=lost)
 
         def deadline() -> None:
             if not over.wait(timeout_ms / 1000):
+                late.set()
                 stream.close()
 
+        stream = follow()
         worker = Worker("runra-pull", deadline)
         try:
-            for event in stream:
-                if event.data.get("pullId") != told.pull_id:
-                    continue
-                if event.type == "image.progress":
-                    yield ImageProgress.of(event.data)
-                elif event.type == "image.error":
-                    raise _failure(event.data, told.reference)
-                elif event.type == "image.ready":
-                    return
+            for _ in range(_MOST_GAPS):
+                for event in stream:
+                    if event.data.get("pullId") != told.pull_id:
+                        continue
+                    if event.type == "image.progress":
+                        yield ImageProgress.of(event.data)
+                    elif event.type == "image.error":
+                        raise _failure(event.data, told.reference)
+                    elif event.type == "image.ready":
+                        return
+                if late.is_set() or not missed.is_set():
+                    break
+                # It may have ended, well or not, or never have been heard of: only the server knows.
+                told = self._asked(content)
+                missed.clear()
+                stream = follow()
+                if late.is_set():  # since, and it was the stream before that was closed
+                    break
         finally:
             over.set()
             stream.close()
             worker.close(_CLOSE_S)
+        if missed.is_set() and not late.is_set():
+            raise RunraError(
+                "INTERNAL_ERROR",
+                f"events of pulling {told.reference} went missing {_MOST_GAPS} times; `images.get` tells how far it is",
+                details={"reference": told.reference},
+                retryable=True,
+            )
         raise RunraError(
             "EXECUTION_TIMEOUT",
             f"image {told.reference} was not here after {timeout_ms} ms; the pull goes on, `images.get` tells how far",
             details={"reference": told.reference, "timeoutMs": timeout_ms},
         )
+
+    def _asked(self, content: Mapping[str, Any]) -> ImagePulling:
+        # Asked twice, it is still one pull.
+        answer = self._api.call("POST", "/images", content=content, safe=True)
+        return parsed(ImagePulling, answer.json("POST /images"), "POST /images")
 
     def import_(
         self, content: Content, *, name: str | None = None, shared: bool = False, timeout_ms: int = _LONG_MS
