@@ -187,4 +187,25 @@ async def test_a_prune_as_a_pull_ends(odd: OddRegistry, tmp_path: Path) -> None:
         assert images.listed(ORGANIZATION) == []
 
 
+async def test_who_did_not_ask_is_not_told_what_creates_fetched(odd: OddRegistry, real: Running) -> None:
+    """Names, environments and times of others: an organization sees what its own creates asked for."""
+    name = odd.push(image(busybox()), "acme-merger/bot:1")
+    client, images = real.client, real.node.images
+    assert isinstance(images.settings.registries, dict)
+    images.settings.registries[odd.host] = RegistrySettings(private=True)
+    user = client.with_key((await client.new_key(profile="sandbox-user"))["key"])
+    organization = (await client.call("POST", "/organizations", json={"name": "other"})).json["id"]
+    wanted = {"profile": "sandbox-user", "organizationId": organization}
+    other = client.with_key((await client.new_key(**wanted))["key"])
+
+    async def seen_by(who: Any) -> tuple[list[str], int]:
+        listed = (await who.call("GET", "/images")).json["data"]
+        return [one["reference"] for one in listed], (await who.call("GET", f"/images/{name}")).status
+
+    await user.sandbox(image=name)
+    assert [await seen_by(who) for who in (user, other, client)] == [([name], 200), ([], 404), ([name], 200)]
+    await other.sandbox(image=name)
+    assert await seen_by(other) == ([name], 200)
+
+
 __all__ = ["real"]

@@ -654,10 +654,10 @@ class Images:
                 return key
         raise RunraError("INVALID_REQUEST", f"no image {name[:100]!r}", status=404)
 
-    def info(self, name: str, organization_id: str) -> ImageInfo:
+    def info(self, name: str, organization_id: str, *, administrator: bool = False) -> ImageInfo:
         return self.known[self._find(name, organization_id)]
 
-    def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]:
+    def listed(self, organization_id: str, *, steps: bool = False, administrator: bool = False) -> list[ImageInfo]:
         return [made for (owner, _), made in self.known.items() if owner in ("", organization_id)]
 
     def begin(self, name: str, organization_id: str, credentials: Any, shared: bool | None) -> ImagePulling:

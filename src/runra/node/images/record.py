@@ -15,6 +15,8 @@ from runra.node.images.manifest import Config, host_platform
 
 #: What an image without a PATH of its own gets, as from any container engine.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: What so many organizations have asked for is nobody's secret.
+_SECRET_OF: Final = 100
 
 
 class Image(BaseModel):
@@ -36,6 +38,8 @@ class Image(BaseModel):
     step: bool = False
     #: Whether a create fetched it, and no administrator has since: then it may go when room is needed.
     by_create: bool = False
+    #: The organizations whose creates asked for it: a name may say more than others should know.
+    asked_by: list[str] = Field(default_factory=list)
     created_at: str | None = None
     added_at: str
 
@@ -43,6 +47,10 @@ class Image(BaseModel):
     def file(self) -> str:
         """The name of its record."""
         return hashlib.sha256(f"{self.scope}\0{self.reference}".encode()).hexdigest()[:32] + ".json"
+
+    def shown_to(self, organization_id: str) -> bool:
+        """Whether an organization that may use it is also told that it is here."""
+        return not self.by_create or organization_id in self.asked_by or len(self.asked_by) >= _SECRET_OF
 
     @cached_property
     def record_bytes(self) -> int:

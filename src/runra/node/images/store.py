@@ -101,11 +101,11 @@ class Images:
                 return image
         return None
 
-    def info(self, name: str, organization_id: str) -> ImageInfo:
-        """Raises INVALID_REQUEST (404) for what is not here, or not this organization's."""
+    def info(self, name: str, organization_id: str, *, administrator: bool = False) -> ImageInfo:
+        """Raises INVALID_REQUEST (404) for what is not here, or not this organization's to know."""
         reference = reference_of(name)
         image = self.find(reference, organization_id)
-        if image is not None:
+        if image is not None and (administrator or image.shown_to(organization_id)):
             return self._info(image)
         for pull in self.pulls:
             if pull.reference == reference and organization_id in pull.organizations:
@@ -117,9 +117,11 @@ class Images:
                 )
         raise no_image(reference)
 
-    def listed(self, organization_id: str, *, steps: bool = False) -> list[ImageInfo]:
-        """What an organization may use, the newest first."""
+    def listed(self, organization_id: str, *, steps: bool = False, administrator: bool = False) -> list[ImageInfo]:
+        """What an organization may use, the newest first; of what other organizations' creates fetched, only an
+        administrator is told."""
         found = [image for (scope, _), image in self._known.items() if scope in (organization_id, EVERYBODY)]
+        found = [image for image in found if administrator or image.shown_to(organization_id)]
         found.sort(key=lambda image: (image.added_at, image.reference), reverse=True)
         return [self._info(image) for image in found if steps or not image.step]
 
@@ -133,6 +135,9 @@ class Images:
         reference = reference_of(name)
         image = self.find(reference, organization_id) or await self._fetched(reference, organization_id)
         with self.layers.pinned(image.layers):
+            if not image.shown_to(organization_id):
+                image.asked_by.append(organization_id)
+                write_whole(self._records / image.file, image.model_dump_json())
             with contextlib.suppress(OSError):
                 os.utime(self._records / image.file)
             yield self.root_of(image)

@@ -78,15 +78,20 @@ async def prune_images(call: Caller, body: ImagePrune) -> Response:
 
 @routes.route("GET", "/images", scope="sandbox:read", answer=Page[ImageInfo])
 async def list_images(call: Caller, query: Annotated[ImagesQuery, Parameters()]) -> Response:
-    """List the images your organization may use, newest first."""
-    found = call.services.node.images.listed(call.key.organization_id, steps=query.steps)
+    """List the images your organization may use, newest first. Of those that only other organizations' creates asked
+    for, keys with `admin:*` alone are told."""
+    found = call.services.node.images.listed(
+        call.key.organization_id, steps=query.steps, administrator=call.key.may("admin:*")
+    )
     return page(found[query.offset : query.offset + query.limit], len(found), query.limit, query.offset)
 
 
 @routes.route("GET", "/images/{reference:path}", scope="sandbox:read", answer=ImageInfo)
 async def get_image(call: Caller) -> Response:
     """Get an image by its name, slashes and all; also one that is being pulled."""
-    return answer(call.services.node.images.info(call.path["reference"], call.key.organization_id))
+    images = call.services.node.images
+    administrator = call.key.may("admin:*")
+    return answer(images.info(call.path["reference"], call.key.organization_id, administrator=administrator))
 
 
 @routes.route("DELETE", "/images/{reference:path}", scope="admin:*", answer=ImageInfo)
