@@ -417,7 +417,8 @@ async def test_the_command_line(cli: Callable[..., Any], registry: RealRegistry,
     assert listed[0].split()[:3] == ["IMAGE", "DIGEST", "SIZE"]
     assert {line.split()[0] for line in listed[1:]} == {name, "from/file:1", "from/stdin:1", "cli:built"}
     assert json.loads(await cli("inspect", "cli:built"))["env"]["A"] == "1"
-    assert await cli("rm", "cli:built", "from/file:1") == "cli:built\nfrom/file:1\n"
+    assert await cli("tag", "cli:built", "cli:again") == "cli:again\n"
+    assert await cli("rm", "cli:built", "cli:again", "from/file:1") == "cli:built\ncli:again\nfrom/file:1\n"
     assert "from/stdin:1" in await cli("prune")
     assert json.loads(await cli("ls", "--json")) == []
 

@@ -131,6 +131,7 @@ _group(
         "pull": images.pull,
         "ls": images.ls,
         "inspect": images.inspect,
+        "tag": images.tag,
         "rm": images.rm,
         "prune": images.prune,
         "import": images.import_,

@@ -104,6 +104,19 @@ def rm(references: Annotated[list[str], typer.Argument(metavar="IMAGE...", help=
             print(client.images.delete(reference).reference)
 
 
+def tag(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image that is here.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its other name.")],
+    shared: Shared = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give an image another name; it takes no more room."""
+    from runra import Runra
+
+    with Runra() as client:
+        _told(client.images.tag(image, name, shared=shared), as_json)
+
+
 def prune(
     unused: Annotated[
         str | None,
