@@ -329,7 +329,7 @@ async def test_folders_swapped_with_links_under_the_hosts_hands(host: Host, targ
         done = dict.fromkeys(calls, 0)
         async with meanwhile(sandbox, SWAPPER.format(link=leads)):
             deadline = time.monotonic() + 2.5
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline or min(done.values()) < 4:
                 for name, call in calls.items():
                     result = await outcome(call())
                     done[name] += 1
@@ -337,7 +337,6 @@ async def test_folders_swapped_with_links_under_the_hosts_hands(host: Host, targ
                     if link == "keep":  # also in what came before an error
                         assert b"kept" not in b"".join(archived), "an archive went through a link"
                     archived.clear()
-        assert min(done.values()) > 3, done
         assert target.untouched()
         kept = await prepare(host, sandbox, "import os\nfor f in os.walk('keep'): print(f[0], sorted(f[2]))")
         assert kept.splitlines() == [f"{name} ['file', 'secret']" for name in ("keep", "keep/deep", "keep/deep/er")]
