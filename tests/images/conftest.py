@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import shutil
 import subprocess
@@ -21,6 +22,23 @@ from tests.images.oci import BUSYBOX
 from tests.images.registries import OddRegistry, RealRegistry, odd_registry, real_registry
 
 ORGANIZATION = "org_test"
+
+
+class SlowLayers:
+    """The first `count` layers to be unpacked take until `go`; `begun` of them have come."""
+
+    def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.go, self.begun = asyncio.Event(), 0
+        unpacker = host.node.images.layers._unpacker
+        unpack = unpacker.layer
+
+        async def layer(blob: Any, fresh: Path, free: int) -> Any:
+            if self.begun < count:
+                self.begun += 1
+                await self.go.wait()
+            return await unpack(blob, fresh, free)
+
+        monkeypatch.setattr(unpacker, "layer", layer)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from runra.node.images.store import reference_of
 from runra.node.settings import RegistrySettings
 from tests import hosting
 from tests.hosting import Host, hosted, start_host, stop_host, until
-from tests.images.conftest import ORGANIZATION, layer_folders, leftovers, pull, refused
+from tests.images.conftest import ORGANIZATION, SlowLayers, layer_folders, leftovers, pull, refused
 from tests.images.oci import Layer, Made, busybox, digest, image
 from tests.images.registries import OddRegistry, needs
 
@@ -441,22 +441,12 @@ async def test_one_organization_leaves_unpacking_to_others(
     odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers that take as long as they may hold up nobody else."""
-    layers, forever, slow = host.node.images.layers, asyncio.Event(), 0
-    unpack = layers._unpacker.layer
-
-    async def layer(blob: Any, fresh: Path, free: int) -> Any:
-        nonlocal slow
-        if slow < 2:
-            slow += 1
-            await forever.wait()
-        return await unpack(blob, fresh, free)
-
-    monkeypatch.setattr(layers._unpacker, "layer", layer)
+    slow = SlowLayers(host, monkeypatch, 2)
     greedy = [odd.push(image(Layer().add(f"f{n}", b"x")), f"greedy:{n}") for n in range(4)]
     pulls = [asyncio.create_task(pull(host, name)) for name in greedy]
-    await until(lambda: slow == 2)
+    await until(lambda: slow.begun == 2)
     await asyncio.wait_for(pull(host, odd.push(image(busybox()), "others:1"), organization="org_other"), 30)
-    forever.set()
+    slow.go.set()
     await asyncio.gather(*pulls)
 
 

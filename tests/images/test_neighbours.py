@@ -15,7 +15,7 @@ from runra.node.images.pull import Wanted
 from runra.node.images.store import reference_of
 from runra.node.settings import RegistrySettings
 from tests.hosting import Host, hosted, until
-from tests.images.conftest import ORGANIZATION, layer_folders, pull
+from tests.images.conftest import ORGANIZATION, SlowLayers, layer_folders, pull
 from tests.images.oci import Layer, Made, busybox, image
 from tests.images.registries import OddRegistry, odd_registry
 from tests.images.test_import import real
@@ -59,20 +59,10 @@ async def test_who_waits_for_a_turn_keeps_nobody_from_a_layer(
     odd: OddRegistry, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two slow layers are all that one organization unpacks at once; what it fetched besides is everybody's."""
-    layers, forever, slow = host.node.images.layers, asyncio.Event(), 0
-    unpack = layers._unpacker.layer
-
-    async def layer(blob: Any, fresh: Path, free: int) -> Any:
-        nonlocal slow
-        if slow < 2:
-            slow += 1
-            await forever.wait()
-        return await unpack(blob, fresh, free)
-
-    monkeypatch.setattr(layers._unpacker, "layer", layer)
+    slow = SlowLayers(host, monkeypatch, 2)
     names = [odd.push(image(Layer().add(f"f{n}", b"x")), f"greedy:{n}") for n in range(2)]
     pulls = [asyncio.create_task(pull(host, name, organization="org_greedy")) for name in names]
-    await until(lambda: slow == 2)
+    await until(lambda: slow.begun == 2)
     base = busybox().bytes()
     made = image(base)
     async with odd_registry() as other:
@@ -80,7 +70,7 @@ async def test_who_waits_for_a_turn_keeps_nobody_from_a_layer(
         await until(lambda: ("unpack", base_of(made)) in host.node.images.puller._busy)
         honest = pull(host, odd.push(image(base, Layer().add("x")), "honest:1"), organization="org_other")
         await asyncio.wait_for(honest, 30)
-        forever.set()
+        slow.go.set()
         await asyncio.gather(*pulls)
 
 

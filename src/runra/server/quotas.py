@@ -109,12 +109,12 @@ class Quotas:
 
     def _held(self, organization_id: str) -> list[Resources]:
         """What the organization's sandboxes may use, those that live and those that are being made."""
-        coming = [what for whose, what in self._coming.values() if whose == organization_id]
+        held = [what for whose, what in self._coming.values() if whose == organization_id]
         for one in self._node.sandboxes.values():
             if one.organization_id == organization_id and one.id not in self._coming:
                 asked = one.config.resources
-                coming.append(asked.model_copy(update={"disk_mb": asked.disk_mb + one.inherited_mb}))
-        return coming
+                held.append(asked.model_copy(update={"disk_mb": asked.disk_mb + one.inherited_mb}))
+        return held
 
     async def _check_disk(self, organization_id: str, most: int, more: int) -> None:
         have = sum(one.disk_mb for one in self._held(organization_id)) + self._coming_mb[organization_id]
