@@ -187,6 +187,15 @@ async def test_tls_with_an_authority_of_its_own(tmp_path: Path) -> None:
                 await pull(host, name)
 
 
+async def test_a_login_over_tls(tmp_path: Path) -> None:
+    tls, login = certificates(tmp_path / "tls"), ("robot", "s3cret-of-robot")
+    with real_registry(tmp_path / "registry", tls=tls, login=login) as registry:
+        name = registry.push(image(busybox()), "team/private:1")
+        async with hosted(tmp_path / "data", registries={registry.host: RegistrySettings(ca_file=tls[0])}) as host:
+            assert (await refused(pull(host, name))).details["status"] == 401
+            await pull(host, name, login=login)
+
+
 async def test_a_mirror_is_asked_first(registry: RealRegistry, tmp_path: Path) -> None:
     registry.push(image(busybox()), "library/tool:1")
     mirrors = {
